@@ -1,0 +1,57 @@
+"""What every kind of dropout is: a small module with a rate, and noise of its own."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from droptune.kinds.noise import Stream
+
+
+class Kind(nn.Module):
+    """Base of the kinds. Identity in eval mode, and at rate 0 also in training.
+
+    The rate is a buffer, so it is data: members of a fused trainer share one module and
+    differ in the value of this buffer alone. It is not persistent, so that no
+    `state_dict` changes. A kind defines `drop`, which must preserve the mean of `x` (or,
+    for alpha, its mean and variance).
+
+    Args:
+        site: the site's name; the kind's noise is a function of it.
+        rate: probability of dropping, in [0, 1).
+    """
+
+    name: ClassVar[str]
+    #: Layouts of the tensors this kind can act on; empty means all.
+    layouts: ClassVar[frozenset[str]] = frozenset()
+
+    rate: Tensor
+
+    def __init__(self, site: str, rate: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("rate", torch.tensor(float(rate)), persistent=False)
+        self.stream = Stream(f"{site}/{self.name}")
+
+    @classmethod
+    def fits(cls, layout: str) -> bool:
+        """Tell whether this kind can act on tensors of this layout."""
+        return not cls.layouts or layout in cls.layouts
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(x) if self.training else x
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Return `x` (batch first, any further shape) with noise; called in training only."""
+        raise NotImplementedError(f"{type(self).__name__} defines no drop")
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate.item():g}" if self.rate.dim() == 0 else "rate=stacked"
+
+
+#: Layouts that have channels on axis 1 and something to share a mask over behind it.
+CHANNELS_FIRST = frozenset({"NCL", "NCHW", "NCDHW"})
+
+
+def channel_shape(x: Tensor) -> tuple[int, ...]:
+    """Return the shape of one number per sample and channel, broadcastable to `x`."""
+    return (*x.shape[:2], *(1,) * (x.dim() - 2))

@@ -1,0 +1,69 @@
+"""Where all randomness of dropout comes from.
+
+Each site draws from a stream of its own, whose numbers are a function of (seed, site,
+clock) alone: not of the other sites, not of torch's global generator, not of who else
+trains. Members of a block therefore share their numbers (common random numbers), and a
+run repeated alone draws what it drew in company, bit for bit.
+"""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+
+def derive(seed: int, *parts: object) -> int:
+    """Mix a seed with names and numbers into a new seed in [0, 2**63)."""
+    text = "\0".join(str(part) for part in (seed, *parts))
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+class Stream:
+    """The random numbers of one site.
+
+    Args:
+        name: what tells this stream from the others of the same model.
+        seed: any integer; None takes `torch.initial_seed()` at the first draw, which
+            reads torch's global seed without drawing from its generator.
+    """
+
+    def __init__(self, name: str, seed: int | None = None) -> None:
+        self.name = name
+        self._seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def seed(self, seed: int, clock: int = 0) -> None:
+        """Start the numbers of epoch `clock` of the block with this seed."""
+        self._seed = derive(seed, self.name, clock)
+        for generator in self._generators.values():
+            generator.manual_seed(self._seed)
+
+    def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Draw float32 numbers of this shape, uniform in [0, 1)."""
+        return torch.rand(tuple(shape), generator=self._generator(device), device=device)
+
+    def normal(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Draw float32 numbers of this shape with mean 0 and variance 1."""
+        return torch.randn(tuple(shape), generator=self._generator(device), device=device)
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if device not in self._generators:
+            if self._seed is None:
+                self._seed = derive(torch.initial_seed(), self.name)
+            # One object for good: a traced step keeps hold of it and `seed` rewinds it.
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+        return self._generators[device]
+
+    # Generators can be neither copied nor pickled by every torch version; their states can.
+    def __getstate__(self) -> dict[str, object]:
+        states = {str(device): g.get_state() for device, g in self._generators.items()}
+        return {"name": self.name, "seed": self._seed, "states": states}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["name"], state["seed"])  # type: ignore[misc]
+        for device, saved in state["states"].items():
+            self._generator(torch.device(device)).set_state(saved)
+
+    def __repr__(self) -> str:
+        return f"Stream({self.name!r}, seed={self._seed})"

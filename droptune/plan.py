@@ -1,0 +1,330 @@
+"""Plans: which dropout acts where, at which rate; and putting them on a model."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from droptune.errors import ModelError, PlanError, nearest
+from droptune.kinds import KINDS, Kind
+from droptune.sites import Site, dropout_kind
+
+_VERSION = 1
+_SCHEDULES = ("constant",)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a plan says of one site.
+
+    Attributes:
+        kind: a name in `droptune.kinds.KINDS`.
+        rate: probability of dropping, in [0, 1).
+        schedule: how the rate moves over training; "constant".
+
+    Raises:
+        PlanError: an unknown kind or schedule, or a rate outside [0, 1).
+    """
+
+    kind: str
+    rate: float
+    schedule: str = "constant"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise PlanError(f"unknown kind {self.kind!r}{nearest(str(self.kind), KINDS)}")
+        if self.schedule not in _SCHEDULES:
+            raise PlanError(f"unknown schedule {self.schedule!r}; allowed: {', '.join(_SCHEDULES)}")
+        object.__setattr__(self, "rate", checked_rate(self.rate))
+
+
+def checked_rate(rate: Any) -> float:
+    """Return a rate as a float.
+
+    Raises:
+        PlanError: it is no number in [0, 1).
+    """
+    try:
+        value = float(rate)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value < 1:
+        raise PlanError(
+            f"rate {rate!r} is outside [0, 1); a rate is the probability of DROPPING, 0 is off"
+        )
+    return value
+
+
+class Plan(Mapping[str, Entry]):
+    """Site name -> entry; frozen and hashable. The empty plan is "no dropout".
+
+    Entries at rate 0 are left out, so that equal behaviour is an equal plan. A plan says
+    all: an existing dropout that it does not name is switched off.
+
+    Args:
+        entries: site name -> `Entry`, or -> (kind, rate).
+
+    Example:
+        >>> Plan({"0": ("standard", 0.2), "2": ("gaussian", 0.0)})
+        Plan(0: standard 0.2)
+    """
+
+    __slots__ = ("_entries",)
+
+    def __init__(self, entries: Mapping[str, Entry | tuple] = {}) -> None:  # noqa: B006
+        made = {
+            str(name): entry if isinstance(entry, Entry) else Entry(*entry)
+            for name, entry in entries.items()
+        }
+        self._entries = {name: entry for name, entry in made.items() if entry.rate > 0}
+
+    @classmethod
+    def none(cls) -> "Plan":
+        """Return the empty plan, "no dropout"."""
+        return cls()
+
+    @classmethod
+    def everywhere(cls, sites: Iterable[Site], rate: float, kind: str | None = None) -> "Plan":
+        """Return the plan with one rate at all sites; each site's default kind by default."""
+        return cls({site.name: Entry(kind or site.default_kind, rate) for site in sites})
+
+    def __getitem__(self, name: str) -> Entry:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._entries.items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self._entries == other._entries
+
+    def __reduce__(self) -> tuple:
+        return Plan, (self._entries,)
+
+    def __str__(self) -> str:
+        if not self:
+            return "no dropout"
+        return ", ".join(f"{name}: {e.kind} {e.rate:g}" for name, e in self._entries.items())
+
+    def __repr__(self) -> str:
+        return f"Plan({self})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        return {"version": _VERSION, "sites": {n: asdict(e) for n, e in self._entries.items()}}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Plan":
+        """Read a plan from JSON values.
+
+        Raises:
+            PlanError: they are no plan, or one of a newer droptune.
+        """
+        if not isinstance(value, Mapping) or not isinstance(value.get("sites"), Mapping):
+            raise PlanError('this JSON is no plan; a plan is {"version": 1, "sites": {...}}')
+        if value.get("version") != _VERSION:
+            raise PlanError(
+                f"plan version {value.get('version')!r} is not known here (known: {_VERSION}); "
+                "install a newer droptune"
+            )
+        try:
+            return cls({name: Entry(**entry) for name, entry in value["sites"].items()})
+        except TypeError as error:
+            raise PlanError(f"a site of the plan has wrong fields: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan to a JSON file."""
+        Path(path).write_text(json.dumps(self.to_json(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """Read a plan from a JSON file.
+
+        Raises:
+            PlanError: the file is missing, no JSON, or no plan.
+        """
+        try:
+            return cls.from_json(json.loads(Path(path).read_text()))
+        except OSError as error:
+            reason = error.strerror or error
+            raise PlanError(f"cannot read the plan {str(path)!r}: {reason}") from error
+        except ValueError as error:
+            raise PlanError(f"{str(path)!r} is not JSON: {error}") from error
+
+
+class SiteDropout(nn.Module):
+    """The kinds of dropout at one site, one after the other.
+
+    A chain, because members of a fused trainer share it: a member that uses one kind has
+    rate 0 in the others, where a kind is exactly the identity.
+    """
+
+    def __init__(self, site: str, kinds: Iterable[str]) -> None:
+        super().__init__()
+        self.site = site
+        for name in kinds:
+            self.add_module(name, KINDS[name](site))
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """The kinds by name, in the order they act."""
+        return dict(self.named_children())  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for kind in self.children():
+            x = kind(x)
+        return x
+
+    def set(self, entry: Entry | None) -> None:
+        """Set the rate of the entry's kind, and 0 for the others."""
+        for name, kind in self.kinds.items():
+            kind.rate.fill_(entry.rate if entry is not None and entry.kind == name else 0.0)
+
+
+def apply(model: nn.Module, plan: Plan, *, seed: int | None = None) -> nn.Module:
+    """Put a plan on a model, in place, instead of any dropout it had.
+
+    `state_dict` keys and eval outputs stay as they are; `remove` undoes it. The masks come
+    from generators of droptune's own and leave torch's global one alone.
+
+    Args:
+        model: the model; the plan's sites must be found in it.
+        plan: what to put on; `Plan.none()` switches all dropout off.
+        seed: fixes the masks; by default they follow `torch.manual_seed`.
+
+    Returns:
+        The same model.
+
+    Raises:
+        PlanError: the plan names a site that the model lacks.
+    """
+    install(model, {name: (entry.kind,) for name, entry in plan.items()})
+    for dropout in installed(model).values():
+        dropout.set(plan[dropout.site])
+    if seed is not None:
+        seed_noise(model, seed)
+    return model
+
+
+def remove(model: nn.Module) -> nn.Module:
+    """Take a plan off a model, in place: it is again as it was given.
+
+    Returns:
+        The same model.
+    """
+    for module in list(model.modules()):
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [k for k, hook in hooks.items() if _is_ours(hook)]:
+                del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+        for key in [k for k, child in module._modules.items() if isinstance(child, SiteDropout)]:
+            del module._modules[key]
+        if hasattr(module, _GIVEN):
+            module.p = getattr(module, _GIVEN)
+            delattr(module, _GIVEN)
+    return model
+
+
+def read(model: nn.Module) -> Plan:
+    """Return the plan that is on a model; without one, the dropout it was given with."""
+    ours = installed(model)
+    if ours or any(hasattr(module, _GIVEN) for module in model.modules()):
+        return Plan(
+            {
+                site: Entry(name, round(kind.rate.item(), 6))
+                for site, dropout in ours.items()
+                for name, kind in dropout.kinds.items()
+                if kind.rate.item() > 0
+            }
+        )
+    given = {path: (dropout_kind(m), m.p) for path, m in model.named_modules() if dropout_kind(m)}
+    return Plan(given)  # type: ignore[arg-type]
+
+
+def install(model: nn.Module, kinds: Mapping[str, Iterable[str]]) -> None:
+    """Put kinds at rate 0 on the named sites, and switch existing dropout off.
+
+    Args:
+        model: the model, changed in place.
+        kinds: site name -> the kinds that may act there.
+
+    Raises:
+        PlanError: the model has no such site.
+    """
+    remove(model)
+    modules = dict(model.named_modules())
+    for name in kinds:
+        path = name.removesuffix("@input")
+        if path not in modules or name == "":
+            known = [path for path in modules if path] + ["@input"]
+            raise PlanError(f"the model has no site {name!r}{nearest(name, known)}")
+    for module in modules.values():
+        if dropout_kind(module):
+            setattr(module, _GIVEN, module.p)
+            module.p = 0.0
+    for name, allowed in kinds.items():
+        module = modules[name.removesuffix("@input")]
+        dropout = SiteDropout(name, allowed).train(module.training)
+        home = next(m for m in module.modules() if not any(m.children()) or _hosts(m))
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        # A leaf module carries the kinds: it never iterates over children, as containers do.
+        home.add_module(f"droptune {name.replace('.', '/')}", dropout.to(device))
+        if name.endswith("@input"):
+            hook = partial(_drop_input, dropout)
+            module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+        else:
+            module.register_forward_hook(partial(_drop_output, dropout))
+
+
+def installed(model: nn.Module) -> dict[str, SiteDropout]:
+    """Return what is installed on a model, by site name."""
+    return {m.site: m for m in model.modules() if isinstance(m, SiteDropout)}
+
+
+def seed_noise(model: nn.Module, seed: int, clock: int = 0) -> None:
+    """Start the masks of epoch `clock` of the block with this seed."""
+    for dropout in installed(model).values():
+        for kind in dropout.kinds.values():
+            kind.stream.seed(seed, clock)
+
+
+#: Where a dropout module keeps the rate it was given with while a plan is on.
+_GIVEN = "_droptune_given"
+
+
+def _hosts(module: nn.Module) -> bool:
+    return any(isinstance(child, SiteDropout) for child in module.children())
+
+
+def _is_ours(hook: Any) -> bool:
+    return isinstance(hook, partial) and hook.func in (_drop_input, _drop_output)
+
+
+# Module-level functions, so that a model with a plan can be pickled and deep-copied.
+def _drop_output(dropout: SiteDropout, module: nn.Module, args: tuple, output: Any) -> Any:
+    if not isinstance(output, Tensor):
+        raise ModelError(
+            f"site {dropout.site!r} returns a {type(output).__name__}, dropout needs a tensor; "
+            "leave this site out of the plan"
+        )
+    return dropout(output)
+
+
+def _drop_input(
+    dropout: SiteDropout, module: nn.Module, args: tuple, kwargs: dict
+) -> tuple[tuple, dict]:
+    if args:
+        return (dropout(args[0]), *args[1:]), kwargs
+    first = next(iter(kwargs))
+    return args, {**kwargs, first: dropout(kwargs[first])}

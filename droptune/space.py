@@ -1,0 +1,262 @@
+"""The plans a study may try, as parameters: suggest a plan, and encode one back.
+
+Every encoding is fixed-shape: the same parameters are suggested in every trial, off or on.
+A sampler that models parameters jointly (multivariate TPE, GP) then sees one space; with
+parameters that come and go Optuna falls back to modelling each alone.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from droptune.errors import SpaceError, nearest
+from droptune.kinds import KINDS
+from droptune.plan import Entry, Plan
+from droptune.sites import Site
+
+#: Highest rate suggested, by role: small where noise hits raw information (inputs,
+#: embeddings, residual streams), and a little over 0.5 elsewhere, since tuned rates press
+#: against a bound of 0.5 (rtdl's best configurations, Gorishniy et al. 2021).
+HIGHEST_RATE = {"input": 0.3, "embedding": 0.3, "residual": 0.3}
+HIGHEST_ELSEWHERE = 0.6
+#: Rates are suggested in steps of this size: finer ones cannot be told apart by training.
+STEP = 0.01
+
+_GATE = "dropout"
+
+
+class Suggester(Protocol):
+    """The part of an Optuna trial that a space calls."""
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None
+    ) -> float: ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[str]) -> str: ...
+
+
+def highest_rate(role: str) -> float:
+    """Return the highest rate that is suggested for a role."""
+    return HIGHEST_RATE.get(role, HIGHEST_ELSEWHERE)
+
+
+class Encoding(ABC):
+    """How rates are spelled as parameters. A strategy of `Space`."""
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self.sites = sites
+        self.roles = list(dict.fromkeys(site.role for site in sites))
+
+    @abstractmethod
+    def rates(self, trial: Suggester) -> dict[str, float]:
+        """Suggest a rate for every site."""
+
+    @abstractmethod
+    def encode(self, rates: Mapping[str, float]) -> dict[str, float]:
+        """Return the parameters whose rates are nearest to these."""
+
+
+class Uniform(Encoding):
+    """One rate, everywhere."""
+
+    def rates(self, trial: Suggester) -> dict[str, float]:
+        rate = _rate(trial, "rate", HIGHEST_ELSEWHERE)
+        return {site.name: rate for site in self.sites}
+
+    def encode(self, rates: Mapping[str, float]) -> dict[str, float]:
+        return {"rate": _step(_mean(rates.values()), 0.0, HIGHEST_ELSEWHERE)}
+
+
+class Shape(Encoding):
+    """A mean rate for each role, and a slope over depth that leaves these means alone.
+
+    The rate of a site is `mean * (1 + slope * t)`, where t runs from -1 (first) to 1 (last)
+    over the sites of its role: slope -1 puts all weight in front, 1 at the end. After the
+    front- and back-loaded schedules of METHODS' evidence: Dropout Universality,
+    https://arxiv.org/abs/2605.21648, and the shaped dropout of Auto-PyTorch.
+    """
+
+    def _tilts(self, role: str) -> dict[str, float]:
+        names = [site.name for site in self.sites if site.role == role]
+        if len(names) == 1:
+            return {names[0]: 0.0}
+        return {name: 2 * i / (len(names) - 1) - 1 for i, name in enumerate(names)}
+
+    @property
+    def _sloped(self) -> bool:
+        return len(self.sites) > len(self.roles)
+
+    def rates(self, trial: Suggester) -> dict[str, float]:
+        means = {role: _rate(trial, f"rate.{role}", highest_rate(role)) for role in self.roles}
+        slope = trial.suggest_float("slope", -1.0, 1.0, step=0.1) if self._sloped else 0.0
+        return {
+            name: round(min(means[role] * (1 + slope * tilt), 0.95), 4)
+            for role in self.roles
+            for name, tilt in self._tilts(role).items()
+        }
+
+    def encode(self, rates: Mapping[str, float]) -> dict[str, float]:
+        params, rise, weight = {}, 0.0, 0.0
+        for role in self.roles:
+            tilts = self._tilts(role)
+            mean = _mean(rates[name] for name in tilts)
+            params[f"rate.{role}"] = _step(mean, 0.0, highest_rate(role))
+            # Least squares over all roles: rate = mean + slope * (mean * tilt).
+            rise += sum(mean * tilt * (rates[name] - mean) for name, tilt in tilts.items())
+            weight += sum((mean * tilt) ** 2 for tilt in tilts.values())
+        if self._sloped:
+            slope = round(rise / weight, 1) if weight else 0.0
+            params["slope"] = min(max(slope, -1.0), 1.0)
+        return params
+
+
+class BySite(Encoding):
+    """A rate for each site."""
+
+    def rates(self, trial: Suggester) -> dict[str, float]:
+        return {s.name: _rate(trial, f"rate.{s.name}", highest_rate(s.role)) for s in self.sites}
+
+    def encode(self, rates: Mapping[str, float]) -> dict[str, float]:
+        return {
+            f"rate.{s.name}": _step(rates[s.name], 0.0, highest_rate(s.role)) for s in self.sites
+        }
+
+
+ENCODINGS: dict[str, type[Encoding]] = {"uniform": Uniform, "shape": Shape, "site": BySite}
+
+
+class Space:
+    """The plans a study may try.
+
+    Parameters, the same in every trial: a gate `dropout` ("off" or "on"), the rates as the
+    encoding spells them, and `kind.ROLE` for each role that more than one kind fits.
+
+    Args:
+        sites: where dropout may act.
+        encoding: "uniform" (one rate), "shape" (a mean rate for each role, and a slope over
+            depth) or "site" (a rate for each site); from few parameters to many.
+        kinds: the kinds that may be tried where their layout fits; None: at each site the
+            kind found there, else channel for convolutions and standard for the rest.
+
+    Raises:
+        SpaceError: no sites, or an unknown encoding or kind.
+    """
+
+    def __init__(
+        self,
+        sites: Iterable[Site],
+        encoding: str = "shape",
+        kinds: Sequence[str] | None = None,
+    ) -> None:
+        self.sites = tuple(sites)
+        if not self.sites:
+            raise SpaceError(
+                "the model has no place for dropout that droptune finds; it needs a layer with "
+                "an activation behind it, a float input, or a dropout module"
+            )
+        if encoding not in ENCODINGS:
+            raise SpaceError(f"unknown encoding {encoding!r}; allowed: {', '.join(ENCODINGS)}")
+        for kind in kinds or ():
+            if kind not in KINDS:
+                raise SpaceError(f"unknown kind {kind!r}{nearest(str(kind), KINDS)}")
+        self.encoding = encoding
+        self.asked_kinds = tuple(kinds) if kinds else None
+        self._encoding = ENCODINGS[encoding](self.sites)
+        self._choices = {role: self._kinds_of(role) for role in self._encoding.roles}
+
+    def _kinds_of(self, role: str) -> tuple[str, ...]:
+        """Return the asked kinds that fit every site of a role."""
+        sites = [site for site in self.sites if site.role == role]
+        return tuple(
+            kind
+            for kind in self.asked_kinds or ()
+            if all(KINDS[kind].fits(site.layout) for site in sites)
+        )
+
+    @property
+    def kinds(self) -> dict[str, tuple[str, ...]]:
+        """Site name -> the kinds that may act there."""
+        return {s.name: self._choices[s.role] or (s.default_kind,) for s in self.sites}
+
+    def suggest(self, trial: Suggester) -> Plan:
+        """Suggest a plan; `trial` is an Optuna trial or anything with its suggest methods."""
+        on = trial.suggest_categorical(_GATE, ["on", "off"]) == "on"
+        rates = self._encoding.rates(trial)
+        chosen = {
+            role: trial.suggest_categorical(f"kind.{role}", list(choices))
+            for role, choices in self._choices.items()
+            if len(choices) > 1
+        }
+        if not on:
+            return Plan.none()
+        return Plan(
+            {
+                site.name: Entry(chosen.get(site.role, self.kinds[site.name][0]), rates[site.name])
+                for site in self.sites
+            }
+        )
+
+    def encode(self, plan: Plan) -> dict[str, Any]:
+        """Return the parameters nearest to a plan.
+
+        A plan that the space can express comes back from `suggest` on them; another is
+        replaced by its nearest neighbour (a mean of rates, a rate within the bounds).
+        """
+        rates = {s.name: plan[s.name].rate if s.name in plan else 0.0 for s in self.sites}
+        params: dict[str, Any] = {_GATE: "on" if any(rates.values()) else "off"}
+        params |= self._encoding.encode(rates)
+        for role, choices in self._choices.items():
+            if len(choices) > 1:
+                used = [plan[s.name].kind for s in self.sites if s.role == role and s.name in plan]
+                params[f"kind.{role}"] = next((k for k in used if k in choices), choices[0])
+        return params
+
+    def fixed_plans(self, as_given: Plan) -> dict[str, Plan]:
+        """Return the plans that every study tries first, by name.
+
+        No dropout and the model as given are the controls; the rest is what the field does
+        by habit (Srivastava et al. 2014 for 0.2 at the input and 0.5 at hidden layers).
+        """
+        heads = [site for site in self.sites if site.role == "head"]
+        inputs = [site for site in self.sites if site.role == "input"]
+        inner = [site for site in self.sites if site.role not in ("input", "embedding")]
+        plans = {
+            "no dropout": Plan.none(),
+            "as given": as_given,
+            "0.1 everywhere": self._at({site: 0.1 for site in self.sites}),
+            "0.5 before the head": self._at({site: 0.5 for site in heads}),
+            "0.2 input + 0.5 hidden": self._at(
+                dict.fromkeys(inner, 0.5) | dict.fromkeys(inputs, 0.2)
+            ),
+        }
+        distinct: dict[str, Plan] = {}
+        for name, plan in plans.items():
+            if plan not in distinct.values():
+                distinct[name] = plan
+        return distinct
+
+    def _at(self, rates: Mapping[Site, float]) -> Plan:
+        return Plan({s.name: Entry(self.kinds[s.name][0], rate) for s, rate in rates.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what makes two spaces the same, as JSON values."""
+        return {
+            "encoding": self.encoding,
+            "sites": [
+                {"name": s.name, "role": s.role, "kinds": list(self.kinds[s.name])}
+                for s in self.sites
+            ],
+        }
+
+
+def _rate(trial: Suggester, name: str, high: float) -> float:
+    return round(trial.suggest_float(name, 0.0, high, step=STEP), 4)
+
+
+def _step(value: float, low: float, high: float) -> float:
+    return round(min(max(round(value / STEP) * STEP, low), high), 4)
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers) if numbers else 0.0

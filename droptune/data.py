@@ -1,0 +1,380 @@
+"""The data of a study: three splits in memory, and the order of batches.
+
+Everything is loaded once into tensors, checked, and copied to the device by `Data.to`, so a
+training loop only indexes. Used by trainers and study. Which rows go where is decided in
+splitting.py; the files of the built-in sets are read in datasets.py.
+"""
+
+import copy
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
+
+from droptune import datasets, splitting
+from droptune.errors import DataError
+
+Raw = tuple[Any, Any] | Dataset
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One part of the data: inputs and targets of the same rows.
+
+    Attributes:
+        x: inputs, shape `(n, ...)`; float32, or int64 for token ids.
+        y: targets, shape `(n, ...)`; int64 labels, or float32 for regression.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def to(self, device: torch.device | str) -> "Split":
+        """Return this split on `device`; itself if it is there already."""
+        return replace(self, x=self.x.to(device), y=self.y.to(device))
+
+
+class Data:
+    """What a study trains and is judged on.
+
+    Floating inputs become float32, also uint8 images and booleans; other integer inputs stay
+    integers (token ids). Integer targets are class labels, counted from 0; floating targets
+    mean regression. All is copied, so later changes of the caller's arrays change nothing.
+
+    Args:
+        train: the split that is trained on: `(x, y)` of tensors, arrays or nested lists, or a
+            map-style `Dataset` of such pairs. A dataset is read once: random augmentation in
+            it is frozen.
+        val: the split that every choice is made on.
+        test: the split that is read once, at the very end; None if there is none.
+        name: a word for listings.
+
+    Attributes:
+        classes: number of classes (highest label + 1), or None for regression.
+
+    Raises:
+        DataError: a split is empty, not numeric, not finite, or does not fit the others.
+    """
+
+    def __init__(self, train: Raw, val: Raw, test: Raw | None = None, name: str | None = None):
+        self.train = _load("train", train)
+        self.val = _load("val", val)
+        self.test = None if test is None else _load("test", test)
+        self.name = name
+        for split, part in self._splits():
+            _check_like_train(split, part, self.train)
+        self.classes = _classes(dict(self._splits()))
+
+    def _splits(self) -> Iterable[tuple[str, Split]]:
+        """Yield name and split, in the order train, val, test."""
+        yield "train", self.train
+        yield "val", self.val
+        if self.test is not None:
+            yield "test", self.test
+
+    def __len__(self) -> int:
+        return len(self.train)
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{len(part)} {split}" for split, part in self._splits())
+        task = "regression" if self.classes is None else f"{self.classes} classes"
+        return f"Data({self.name or 'unnamed'}: {rows}; x {tuple(self.train.x.shape[1:])}, {task})"
+
+    def to(self, device: torch.device | str) -> "Data":
+        """Return the same data on `device`; tensors that are there already are shared."""
+        moved = copy.copy(self)
+        for split, part in self._splits():
+            setattr(moved, split, part.to(device))
+        return moved
+
+    def example(self, n: int = 2) -> Tensor:
+        """Return the first `n` training inputs, shape `(n, ...)`."""
+        return self.train.x[:n]
+
+    def digest(self) -> str:
+        """Return the sha256 of all splits as hex digits: same content, same digest."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        total = hashlib.sha256()
+        for split, part in self._splits():
+            for axis, tensor in (("x", part.x), ("y", part.y)):
+                total.update(f"{split} {axis} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+                total.update(tensor.cpu().contiguous().numpy())
+        return total.hexdigest()
+
+    @classmethod
+    def split(
+        cls,
+        X: Any,
+        y: Any,
+        val: float = 0.2,
+        test: float | None = 0.2,
+        seed: int = 0,
+        stratify: bool | None = None,
+        name: str | None = None,
+    ) -> "Data":
+        """Split rows at random into train, val and test.
+
+        Args:
+            X: inputs, shape `(n, ...)`.
+            y: targets, shape `(n, ...)`.
+            val: fraction of all rows for val, in (0, 1).
+            test: fraction of all rows for test, in (0, 1); 0 or None for no test split.
+            seed: of the random order.
+            stratify: give every split the same share of each class, and train at least one
+                row of each; None: yes for integer labels of shape `(n,)`.
+            name: a word for listings.
+
+        Raises:
+            DataError: a fraction leaves a split empty, or the data is not valid.
+        """
+        x, y = _array("X", X), _array("y", y)
+        if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
+            raise DataError(f"X of shape {x.shape} and y of shape {y.shape} must be the same rows")
+        rows = splitting.split_rows(y, val, test or 0.0, seed, stratify)
+        return cls(**{part: (x[numbers], y[numbers]) for part, numbers in rows.items()}, name=name)
+
+    @classmethod
+    def digits(cls, seed: int = 0) -> "Data":
+        """Return scikit-learn's digits: 1797 images of 8x8 as 64 columns, 10 classes.
+
+        All pixels share one mean and one standard deviation, those of train: a pixel that is
+        almost always blank would otherwise be blown up.
+        """
+        return cls._table("digits", seed, by_column=False)
+
+    @classmethod
+    def breast_cancer(cls, seed: int = 0) -> "Data":
+        """Return scikit-learn's breast cancer: 569 x 30, 2 classes, scaled by train."""
+        return cls._table("breast_cancer", seed)
+
+    @classmethod
+    def wine(cls, seed: int = 0) -> "Data":
+        """Return scikit-learn's wine: 178 x 13, 3 classes, scaled by train."""
+        return cls._table("wine", seed)
+
+    @classmethod
+    def diabetes(cls, seed: int = 0) -> "Data":
+        """Return scikit-learn's diabetes: 442 x 10, regression of shape `(n,)`.
+
+        Inputs and target are scaled by train: an error of 1 is one standard deviation.
+        """
+        return cls._table("diabetes", seed)
+
+    @classmethod
+    def fashion_mnist(cls, root: str | Path | None = None, seed: int = 0) -> "Data":
+        """Return Fashion-MNIST, images of shape `(1, 28, 28)`, 10 classes.
+
+        Zalando Research, https://arxiv.org/abs/1708.07747. A sixth of the 60000 training
+        images becomes val (10000, stratified); test is the original test set. Pixels are
+        scaled by mean 0.2860 and standard deviation 0.3530.
+
+        Args:
+            root: folder of the four `.gz` files; None: `$DROPTUNE_DATA/fashion-mnist` or
+                `$DROPTUNE_DATA`, else the folder of Debian's package.
+            seed: of the choice of val.
+
+        Raises:
+            DataError: the files are not there, or damaged.
+        """
+        (pixels, labels), test = datasets.fashion_mnist(root)
+        rows = splitting.split_rows(labels, val=1 / 6, test=0.0, seed=seed, stratify=True)
+        parts = {part: (pixels[numbers], labels[numbers]) for part, numbers in rows.items()}
+        parts["test"] = test
+        images = {part: (datasets.fashion_images(x), y) for part, (x, y) in parts.items()}
+        return cls(**images, name="fashion_mnist")
+
+    @classmethod
+    def _table(cls, name: str, seed: int, by_column: bool = True) -> "Data":
+        """Return one of scikit-learn's sets, split and scaled by its train rows."""
+        x, y = datasets.table(name)
+        rows = splitting.split_rows(y, val=0.2, test=0.2, seed=seed, stratify=None)
+        x = datasets.scaled(x, rows["train"], axis=0 if by_column else None)
+        if y.dtype.kind == "f":
+            y = datasets.scaled(y, rows["train"])
+        return cls(**{part: (x[numbers], y[numbers]) for part, numbers in rows.items()}, name=name)
+
+
+def batches(
+    n: int, batch_size: int, seed: int, epoch: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, ...]:
+    """Return the row indices of one epoch's batches, in training order.
+
+    The order is a function of `(seed, epoch)` alone and the same on every device: it comes
+    from a generator of its own on the CPU.
+
+    Args:
+        n: number of rows.
+        batch_size: rows a batch; the last batch may be smaller and is kept.
+        seed: of the block.
+        epoch: clock of the block, in epochs.
+        device: where the indices are wanted.
+
+    Returns:
+        int64 tensors of shape `(batch_size,)`, together a permutation of `0 .. n - 1`.
+
+    Raises:
+        DataError: `n` or `batch_size` is below 1.
+    """
+    if n < 1 or batch_size < 1:
+        raise DataError(f"{n} rows in batches of {batch_size}: both must be 1 or more")
+    # Hashed, because neighbouring seeds and epochs must not give related orders.
+    word = hashlib.sha256(f"order {seed} {epoch}".encode()).digest()
+    # The CPU generator uses 32 bits of its seed.
+    generator = torch.Generator().manual_seed(int.from_bytes(word[:4], "big"))
+    return torch.randperm(n, generator=generator).to(device).split(batch_size)
+
+
+# Loading and checking one split
+
+
+def _load(split: str, raw: Raw) -> Split:
+    """Return `raw` as checked tensors; `split` names it in messages."""
+    x, y = _pair(split, raw)
+    part = Split(_tensor(f"{split} x", x), _tensor(f"{split} y", y, target=True))
+    if len(part.x) != len(part.y):
+        raise DataError(
+            f"{split}: x has {len(part.x)} rows and y has {len(part.y)}; they must be the same rows"
+        )
+    if len(part) == 0:
+        raise DataError(f"{split} is empty; it needs at least one row")
+    _check_finite(f"{split} x", part.x)
+    _check_finite(f"{split} y", part.y)
+    return part
+
+
+def _pair(split: str, raw: Raw) -> tuple[Any, Any]:
+    """Return inputs and targets of a pair or a map-style dataset."""
+    if isinstance(raw, (tuple, list)) and len(raw) == 2:
+        return raw[0], raw[1]
+    is_map = hasattr(raw, "__getitem__") and hasattr(raw, "__len__")
+    if isinstance(raw, (tuple, list, dict, Tensor, np.ndarray)) or not is_map:
+        if isinstance(raw, IterableDataset):
+            raise DataError(f"{split} is an IterableDataset; load it and give (x, y)")
+        raise DataError(
+            f"{split} is {type(raw).__name__}; give (x, y) or a map-style Dataset of such pairs"
+        )
+    if type(raw) is TensorDataset and len(raw.tensors) == 2:
+        return raw.tensors
+    items = [raw[i] for i in range(len(raw))]
+    if not all(isinstance(item, (tuple, list)) and len(item) == 2 for item in items):
+        raise DataError(f"{split}: the dataset's items must be pairs (x, y)")
+    if not items:
+        raise DataError(f"{split} is empty; it needs at least one row")
+    return _stack(f"{split} x", [x for x, _ in items]), _stack(f"{split} y", [y for _, y in items])
+
+
+def _stack(what: str, rows: list[Any]) -> np.ndarray:
+    """Return a dataset's items as one array, shape `(n, ...)`."""
+    arrays = [row.detach().cpu().numpy() if isinstance(row, Tensor) else row for row in rows]
+    shapes = sorted({np.shape(array) for array in arrays})
+    if len(shapes) > 1:
+        raise DataError(
+            f"{what}: the dataset's items have {len(shapes)} shapes, such as {shapes[0]} and "
+            f"{shapes[1]}; pad or crop them to one"
+        )
+    return np.stack(arrays)
+
+
+def _tensor(what: str, value: Any, target: bool = False) -> Tensor:
+    """Return a copy of `value` on the CPU as float32 or int64, shape `(n, ...)`."""
+    array = _array(what, value)
+    if array.dtype.kind not in "biuf":
+        raise DataError(
+            f"{what} has dtype {array.dtype}, which is not a number; convert it to float or int"
+        )
+    if array.ndim == 0:
+        raise DataError(f"{what} is a single number; it must have one row a sample")
+    as_image = array.dtype == np.uint8 and not target
+    as_switch = array.dtype.kind == "b" and not target
+    wanted = np.float32 if array.dtype.kind == "f" or as_image or as_switch else np.int64
+    with np.errstate(over="ignore"):  # too large for float32 becomes inf and is reported as such
+        return torch.from_numpy(np.array(array, dtype=wanted, order="C"))
+
+
+def _array(what: str, value: Any) -> np.ndarray:
+    """Return `value` as a numpy array, without a copy where possible."""
+    if isinstance(value, Tensor):
+        if value.layout is not torch.strided:
+            raise DataError(f"{what} is a sparse tensor; give x.to_dense()")
+        value = value.detach().cpu()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError) as error:
+        first = str(error).splitlines()[0]
+        message = f"{what} cannot be made an array: {first}; give rows of one shape"
+        raise DataError(message) from None
+
+
+def _check_finite(what: str, values: Tensor) -> None:
+    """Raise if a row has NaN or inf, naming how many rows and the first."""
+    if not values.is_floating_point():
+        return
+    bad = ~torch.isfinite(values).flatten(1).all(1) if values.ndim > 1 else ~torch.isfinite(values)
+    if bad.any():
+        raise DataError(
+            f"{what} has NaN or inf in {int(bad.sum())} of {len(values)} rows, the first is row "
+            f"{int(bad.nonzero()[0])}; remove those rows or fill them in"
+        )
+
+
+# Splits against each other
+
+
+def _check_like_train(split: str, part: Split, train: Split) -> None:
+    """Raise if `part` differs from train in shape or type."""
+    for axis in ("x", "y"):
+        here, there = getattr(part, axis), getattr(train, axis)
+        if here.shape[1:] != there.shape[1:]:
+            raise DataError(
+                f"{split} {axis} has rows of shape {tuple(here.shape[1:])}, train {axis} "
+                f"{tuple(there.shape[1:])}; they must be equal"
+            )
+        if here.dtype != there.dtype:
+            raise DataError(
+                f"{split} {axis} became {here.dtype}, train {axis} {there.dtype}; "
+                f"give both as floats or both as integers"
+            )
+
+
+def _classes(splits: dict[str, Split]) -> int | None:
+    """Return the number of classes, or None for regression; check the labels."""
+    train = splits["train"].y
+    if train.is_floating_point():
+        return None
+    for split, part in splits.items():
+        if int(part.y.min()) < 0:
+            raise DataError(
+                f"{split} has labels from {int(part.y.min())} to {int(part.y.max())}; labels "
+                f"count from 0; for regression give y as floats"
+            )
+    if train.ndim > 1:  # sequences of tokens: a rare word may be missing in train
+        return max(int(part.y.max()) for part in splits.values()) + 1
+    if int(train.min()) > 0:
+        raise DataError(
+            f"train has labels from {int(train.min())} to {int(train.max())}; labels count from "
+            f"0: map them with numpy.unique(y, return_inverse=True), or give y as floats for "
+            f"regression"
+        )
+    known = set(train.unique().tolist())
+    for split, part in splits.items():
+        if unknown := sorted(set(part.y.unique().tolist()) - known):
+            shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+            raise DataError(
+                f"{split} has labels that train has not: {shown}; move rows of these classes "
+                f"into train or leave them out"
+            )
+    return max(known) + 1

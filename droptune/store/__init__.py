@@ -1,0 +1,31 @@
+"""The store: droptune's tables in the database that it shares with Optuna.
+
+    url.py      database URLs and what can go wrong with a database, in words
+    engine.py   SQLAlchemy engines, set up the way droptune needs them
+    schema.py   the tables
+    migrate.py  creates and upgrades the tables by the scripts of `alembic/`
+    store.py    `Store`, which writes
+    reader.py   a read-only connection; of SQLite without SQLAlchemy, for a fast start
+    queries.py  `Queries`, the read models of the listings
+
+Only this package knows SQLAlchemy and Alembic. Nothing heavy is loaded before a name that
+needs it is used: `Queries` on a SQLite file never loads SQLAlchemy.
+"""
+
+from importlib import import_module
+
+_HOMES = {
+    "Queries": "queries",
+    "Store": "store",
+    "hide": "url",
+    "prepare_engine": "engine",
+}
+__all__ = ["Queries", "Store", "hide", "prepare_engine"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,151 @@
+"""Droptune's tables, beside Optuna's in one database; every name starts with `droptune_`.
+
+Optuna's tables say what trials there are, their states, values and parameters; nothing of
+that is stored again. Times are UTC without a zone, as in Optuna's tables. Everything that
+is not a number or a word is JSON; nothing is ever pickled. The database is created by the
+migrations in `alembic/`, never by `create_all`; a test compares the two.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Double,
+    ForeignKey,
+    Index,
+    MetaData,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+NAMES = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+"""How constraints are named, so that a later migration can address each one."""
+
+
+def now() -> datetime:
+    """Return the time, in UTC without a zone."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+class Base(DeclarativeBase):
+    """Base of the tables; a `dict` or `list` is a JSON column, None in it is SQL's NULL."""
+
+    metadata = MetaData(naming_convention=NAMES)
+    type_annotation_map = {
+        dict[str, Any]: JSON(none_as_null=True),
+        list[Any]: JSON(none_as_null=True),
+        float: Double,
+    }
+
+
+def _study_key(**options: Any) -> Any:
+    return mapped_column(ForeignKey("droptune_study.id", ondelete="CASCADE"), **options)
+
+
+class StudyRow(Base):
+    """A study: what it tunes and where it was made; its trials are in Optuna's tables."""
+
+    __tablename__ = "droptune_study"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    definition: Mapped[dict[str, Any]]
+    environment: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class SiteRow(Base):
+    """A site of the study's model; `position` is its depth in call order."""
+
+    __tablename__ = "droptune_site"
+    __table_args__ = (UniqueConstraint("study_id", "name"),)
+
+    study_id: Mapped[int] = _study_key(primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str]
+    role: Mapped[str]
+    layout: Mapped[str]
+    reach: Mapped[str]
+    shape: Mapped[list[Any]]
+    kind: Mapped[str | None]
+    rate: Mapped[float | None]
+
+
+class RunRow(Base):
+    """One training of one plan in one block; `clock` is the block's epoch at its entry."""
+
+    __tablename__ = "droptune_run"
+    __table_args__ = (
+        CheckConstraint("phase IN ('search', 'confirm')", name="phase"),
+        CheckConstraint(
+            "state IN ('running', 'complete', 'pruned', 'failed', 'interrupted')", name="state"
+        ),
+        Index(None, "study_id", "phase", "trial_number"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = _study_key()
+    phase: Mapped[str]
+    arm: Mapped[str]
+    trial_number: Mapped[int | None]
+    block: Mapped[int]
+    seed: Mapped[int] = mapped_column(BigInteger)
+    clock: Mapped[int]
+    slot: Mapped[int]
+    trainer: Mapped[str]
+    device: Mapped[str]
+    plan: Mapped[dict[str, Any]]
+    state: Mapped[str]
+    message: Mapped[str | None] = mapped_column(Text)
+    started_at: Mapped[datetime] = mapped_column(default=now)
+    seconds: Mapped[float | None]
+    epochs: Mapped[int | None]
+    test: Mapped[dict[str, Any] | None]
+
+
+class CurveRow(Base):
+    """The scores of a run after one epoch; what was NaN or infinite is NULL."""
+
+    __tablename__ = "droptune_curve"
+
+    run_id: Mapped[int] = mapped_column(
+        ForeignKey("droptune_run.id", ondelete="CASCADE"), primary_key=True
+    )
+    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    train_loss: Mapped[float | None]
+    metrics: Mapped[dict[str, Any]]
+
+
+class VerdictRow(Base):
+    """A verdict: the winner against no dropout, paired over blocks; the latest counts."""
+
+    __tablename__ = "droptune_verdict"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = _study_key(index=True)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    verdict: Mapped[str]
+    text: Mapped[str] = mapped_column(Text)
+    plan: Mapped[dict[str, Any]]
+    objective: Mapped[str]
+    direction: Mapped[str]
+    difference: Mapped[float | None]
+    low: Mapped[float | None]
+    high: Mapped[float | None]
+    p_value: Mapped[float | None]
+    blocks: Mapped[int | None]
+    level: Mapped[float | None]
+    best: Mapped[dict[str, Any] | None]
+    control: Mapped[dict[str, Any] | None]
+    test: Mapped[dict[str, Any] | None]
+    details: Mapped[dict[str, Any] | None]

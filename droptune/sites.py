@@ -114,9 +114,7 @@ def find_sites(model: nn.Module, example: Any) -> tuple[Site, ...]:
         ModelError: the model is no `nn.Module`, or fails on the example.
     """
     if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"the model is a {type(model).__name__}; droptune needs a torch.nn.Module"
-        )
+        raise ModelError(f"the model is a {type(model).__name__}; droptune needs a torch.nn.Module")
     calls = _watch(model, example)
     sites = sorted(_existing(calls) + _insertions(calls), key=lambda found: found[0])
     return tuple(replace(site, depth=depth) for depth, (_, site) in enumerate(sites))

@@ -55,6 +55,14 @@ class Stream:
             self._generators[device] = torch.Generator(device).manual_seed(self._seed)
         return self._generators[device]
 
+    def rewind(self, state: dict) -> None:
+        """Go back to a state from `__getstate__`, keeping the generators themselves."""
+        for device, generator in self._generators.items():
+            if str(device) in state["states"]:
+                generator.set_state(state["states"][str(device)])
+            elif state["seed"] is not None:
+                generator.manual_seed(state["seed"])
+
     # Generators can be neither copied nor pickled by every torch version; their states can.
     def __getstate__(self) -> dict[str, object]:
         states = {str(device): g.get_state() for device, g in self._generators.items()}

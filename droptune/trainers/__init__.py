@@ -1,0 +1,37 @@
+"""Trainers: how members of a block are trained. The pluggable part."""
+
+from droptune.trainers.base import (
+    LOSSES,
+    LR_SCHEDULES,
+    OPTIMIZERS,
+    Saved,
+    Scores,
+    Task,
+    Trainer,
+    build,
+)
+from droptune.trainers.choose import TRAINERS, choose, is_out_of_memory
+from droptune.trainers.fit import check_fit, fingerprint, pick_device
+from droptune.trainers.fused import FusedTrainer
+from droptune.trainers.function import FunctionTrainer
+from droptune.trainers.serial import SerialTrainer
+
+__all__ = [
+    "LOSSES",
+    "LR_SCHEDULES",
+    "OPTIMIZERS",
+    "TRAINERS",
+    "FunctionTrainer",
+    "FusedTrainer",
+    "Saved",
+    "Scores",
+    "SerialTrainer",
+    "Task",
+    "Trainer",
+    "build",
+    "check_fit",
+    "choose",
+    "fingerprint",
+    "is_out_of_memory",
+    "pick_device",
+]

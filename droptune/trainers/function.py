@@ -1,0 +1,149 @@
+"""The function trainer: the user's own training loop, one member at a time.
+
+The loop is a generator `train(model, *, seed, device)`. It receives a model with the plan
+applied and yields a dict of metrics after each epoch: Lightning, transformers, skorch,
+reinforcement learning, anything that can pause once an epoch.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from droptune.errors import TrainingError
+from droptune.kinds import derive
+from droptune.plan import Plan, installed, seed_noise
+from droptune.trainers.base import Saved, Scores, Task, check_kinds, diverged, first_line
+
+Train = Callable[..., Iterator[Mapping[str, Any]]]
+
+
+@dataclass
+class _Member:
+    plan: Plan
+    epochs: Iterator[Mapping[str, Any]]
+    model: nn.Module
+    age: int = 0
+    last: Mapping[str, Any] | None = None
+
+
+class FunctionTrainer:
+    """Trains members by a generator function; see `Trainer` for the contract.
+
+    Metrics whose names begin with "test_" are kept apart and take no part in any choice. A
+    "train_loss" is shown as such; the others are the member's metrics. A generator that
+    ends early has trained to its end: its last metrics stand for the epochs left.
+
+    Args:
+        task: model, sites and epochs; its data, loss and optimiser are not used.
+        train: the generator function, called with the model (on the device, plan applied),
+            `seed` and `device`.
+        slots: the most members at once; they take turns.
+        device: given to the function.
+    """
+
+    name = "function"
+
+    def __init__(
+        self, task: Task, train: Train, slots: int = 1, device: torch.device | str = "cpu"
+    ) -> None:
+        self.task, self.train, self.slots = task, train, slots
+        self.device = torch.device(device)
+        self.clock = 0
+
+    def begin(self, seed: int, clock: int = 0) -> None:
+        self._seed, self.clock = seed, clock
+        self._members: dict[int, _Member] = {}
+
+    def start(
+        self,
+        slot: int,
+        plan: Plan,
+        *,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+    ) -> None:
+        if lr is not None or weight_decay is not None:
+            raise TrainingError("train= sets its own learning rate and weight decay")
+        check_kinds(plan, self.task.kinds)
+        if slot in self._members or not 0 <= slot < self.slots:
+            raise TrainingError(f"slot {slot} is taken or not in 0..{self.slots - 1}")
+        model = self.task.build(self._seed).to(self.device)
+        for dropout in installed(model).values():
+            dropout.set(plan.get(dropout.site))
+        # The loop keeps its own order of data, so the noise has one stream a run.
+        seed_noise(model, self._seed)
+        epochs = self.train(model, seed=self._seed, device=self.device)
+        if not isinstance(epochs, Iterator):
+            raise TrainingError(
+                f"train= returns {type(epochs).__name__}; it must be a generator that yields a "
+                "dict of metrics after each epoch"
+            )
+        self._members[slot] = _Member(plan, epochs, model)
+
+    def stop(self, slot: int) -> None:
+        member = self._members.pop(slot)
+        close = getattr(member.epochs, "close", None)
+        if close is not None:
+            close()
+
+    def epoch(self) -> Mapping[int, Scores]:
+        result = {}
+        for slot, member in self._members.items():
+            started = time.perf_counter()
+            failed = self._advance(member)
+            member.age += 1
+            shown = dict(member.last or {})
+            train_loss = float(shown.pop("train_loss", 0.0))
+            metrics = {n: float(v) for n, v in shown.items() if not n.startswith("test_")}
+            seconds = time.perf_counter() - started
+            failed = failed or diverged(train_loss, metrics)
+            result[slot] = Scores(train_loss, metrics, seconds, failed)
+        self.clock += bool(result)
+        return result
+
+    def _advance(self, member: _Member) -> str | None:
+        """Run one epoch; return why it failed, or None."""
+        with torch.random.fork_rng(self._gpus()):
+            torch.manual_seed(derive(self._seed, "model", member.age))
+            try:
+                scores = next(member.epochs)
+            except StopIteration:
+                if member.last is None:
+                    return "train= ended before its first yield; yield metrics after each epoch"
+                return None
+            except Exception as error:
+                return f"train= raised {type(error).__name__}: {first_line(error)}"
+        if not isinstance(scores, Mapping):
+            return (
+                f"train= yielded {type(scores).__name__}; yield a dict such as {{'val_loss': 0.1}}"
+            )
+        member.last = scores
+        return None
+
+    def test(self) -> Mapping[int, dict[str, float]]:
+        return {
+            slot: {n: float(v) for n, v in (m.last or {}).items() if n.startswith("test_")}
+            for slot, m in self._members.items()
+        }
+
+    def save(self) -> Saved:
+        """Return plans and ages; a generator's state cannot be taken out, so it is run again."""
+        plans = {str(s): [m.plan.to_json(), m.age] for s, m in self._members.items()}
+        return Saved({}, {"seed": self._seed, "clock": self.clock, "members": plans})
+
+    def restore(self, saved: Saved) -> None:
+        """Start the members anew and run them up to where they were."""
+        self.begin(saved.rest["seed"], saved.rest["clock"])
+        for slot, (plan, age) in saved.rest["members"].items():
+            self.start(int(slot), Plan.from_json(plan))
+            member = self._members[int(slot)]
+            for _ in range(age):
+                self._advance(member)
+                member.age += 1
+
+    def _gpus(self) -> list[torch.device]:
+        return [self.device] if self.device.type == "cuda" else []

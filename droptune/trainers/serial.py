@@ -1,0 +1,210 @@
+"""The serial trainer: one member at a time, in plain PyTorch.
+
+The reference that the fused trainer is tested against, and the fallback for models that
+`torch.vmap` cannot map.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from droptune.data import Split, batches
+from droptune.errors import ModelError, TrainingError
+from droptune.kinds import derive
+from droptune.plan import Plan, installed, seed_noise
+from droptune.trainers.base import (
+    Saved,
+    Scores,
+    Task,
+    check_kinds,
+    correct,
+    diverged,
+    first_line,
+    mean_loss,
+)
+from droptune.trainers.stacking import Pace
+
+
+@dataclass
+class _Member:
+    plan: Plan
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    pace: Pace
+
+
+class SerialTrainer:
+    """Trains the members of a block one after another; see `Trainer` for the contract.
+
+    Args:
+        task: what is trained.
+        slots: the most members at once; each keeps a model of its own.
+        device: where; data and members live there.
+    """
+
+    name = "serial"
+
+    def __init__(self, task: Task, slots: int = 1, device: torch.device | str = "cpu") -> None:
+        self.task, self.slots, self.device = task, slots, torch.device(device)
+        self.clock = 0
+        self._data = task.data.to(self.device)
+        self._loss = mean_loss(task.loss)
+
+    def begin(self, seed: int, clock: int = 0) -> None:
+        self._seed, self.clock = seed, clock
+        self._members: dict[int, _Member] = {}
+
+    def start(
+        self,
+        slot: int,
+        plan: Plan,
+        *,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+    ) -> None:
+        check_kinds(plan, self.task.kinds)
+        if slot in self._members or not 0 <= slot < self.slots:
+            raise TrainingError(f"slot {slot} is taken or not in 0..{self.slots - 1}")
+        model = self.task.build(self._seed).to(self.device)
+        for dropout in installed(model).values():
+            dropout.set(plan.get(dropout.site))
+        pace = Pace(
+            self.task.lr if lr is None else lr,
+            self.task.weight_decay if weight_decay is None else weight_decay,
+        )
+        self._members[slot] = _Member(plan, model, self._make_optimizer(model, pace), pace)
+
+    def stop(self, slot: int) -> None:
+        del self._members[slot]
+
+    def epoch(self) -> Mapping[int, Scores]:
+        result = {}
+        for slot, member in self._members.items():
+            started = time.perf_counter()
+            with torch.random.fork_rng(self._gpus()):
+                # The same numbers for every member, also for randomness of the model's own.
+                torch.manual_seed(derive(self._seed, "model", self.clock))
+                train_loss = self._train(member)
+            metrics = self._score(member.model, self._data.val, "val")
+            seconds = time.perf_counter() - started
+            result[slot] = Scores(train_loss, metrics, seconds, diverged(train_loss, metrics))
+        self.clock += bool(result)
+        return result
+
+    def test(self) -> Mapping[int, dict[str, float]]:
+        if self._data.test is None:
+            return {slot: {} for slot in self._members}
+        return {s: self._score(m.model, self._data.test, "test") for s, m in self._members.items()}
+
+    def save(self) -> Saved:
+        tensors: dict[str, Tensor] = {}
+        for slot, member in self._members.items():
+            for name, tensor in _all_tensors(member).items():
+                tensors[f"{slot} {name}"] = tensor.detach().clone()
+        rest = {
+            "seed": self._seed,
+            "clock": self.clock,
+            "plans": {str(slot): m.plan.to_json() for slot, m in self._members.items()},
+            "paces": {str(slot): vars(m.pace).copy() for slot, m in self._members.items()},
+        }
+        return Saved(tensors, rest)
+
+    def restore(self, saved: Saved) -> None:
+        self.begin(saved.rest["seed"], saved.rest["clock"])
+        for slot, plan in saved.rest["plans"].items():
+            self.start(int(slot), Plan.from_json(plan))
+            member = self._members[int(slot)]
+            member.pace = Pace(**saved.rest["paces"][slot])
+            member.optimizer = self._make_optimizer(member.model, member.pace)
+            _materialise_state(member.optimizer)
+            for name, tensor in _all_tensors(member).items():
+                with torch.no_grad():
+                    tensor.copy_(saved.tensors[f"{slot} {name}"])
+
+    def _make_optimizer(self, model: nn.Module, pace: Pace) -> torch.optim.Optimizer:
+        params = [p for p in model.parameters() if p.requires_grad]
+        if self.task.optimizer == "sgd":
+            momentum = self.task.momentum
+            return torch.optim.SGD(
+                params, pace.lr, momentum=momentum, weight_decay=pace.weight_decay
+            )
+        return torch.optim.AdamW(params, pace.lr, weight_decay=pace.weight_decay)
+
+    def _train(self, member: _Member) -> float:
+        data, task = self._data.train, self.task
+        member.model.train()
+        seed_noise(member.model, self._seed, self.clock)
+        total = torch.zeros((), device=self.device)
+        for rows in batches(len(data), task.batch_size, self._seed, self.clock, self.device):
+            lr = task.learning_rate(member.pace.lr, member.pace.age)
+            for group in member.optimizer.param_groups:
+                group["lr"] = lr
+            loss = self._loss(self._output(member.model, data.x[rows]), data.y[rows])
+            member.optimizer.zero_grad()
+            loss.backward()
+            member.optimizer.step()
+            member.pace.age += 1
+            total += loss.detach() * len(rows)
+        return (total / len(data)).item()
+
+    def _output(self, model: nn.Module, x: Tensor) -> Tensor:
+        if x.dim() == 4 and self.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)
+        try:
+            output = model(x)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"the model fails on a batch of shape {tuple(x.shape)}: {first_line(error)}"
+            ) from error
+        if not isinstance(output, Tensor):
+            raise ModelError(
+                f"the model returns a {type(output).__name__}; return one tensor, or train it "
+                "with your own loop (train=)"
+            )
+        return output
+
+    @torch.no_grad()
+    def _score(self, model: nn.Module, split: Split, prefix: str) -> dict[str, float]:
+        model.eval()
+        loss, right = torch.zeros((2,), device=self.device).unbind()
+        classes = False
+        size = 4 * self.task.batch_size
+        for x, y in zip(split.x.split(size), split.y.split(size), strict=True):
+            output = self._output(model, x)
+            loss = loss + self._loss(output, y) * len(x)
+            hits = correct(self.task.loss, output, y)
+            if hits is not None:
+                classes, right = True, right + hits.float().sum()
+        metrics = {f"{prefix}_loss": (loss / len(split)).item()}
+        if classes:
+            metrics[f"{prefix}_accuracy"] = (right / len(split)).item()
+        return metrics
+
+    def _gpus(self) -> list[torch.device]:
+        return [self.device] if self.device.type == "cuda" else []
+
+
+def _all_tensors(member: _Member) -> dict[str, Tensor]:
+    """Return parameters, buffers and optimiser state of a member, by name."""
+    tensors: dict[str, Tensor] = dict(member.model.named_parameters())
+    tensors |= dict(member.model.named_buffers())
+    for index, group in enumerate(member.optimizer.param_groups[0]["params"]):
+        for name, value in member.optimizer.state[group].items():
+            if isinstance(value, Tensor):
+                tensors[f"state {index} {name}"] = value
+    return tensors
+
+
+def _materialise_state(optimizer: torch.optim.Optimizer) -> None:
+    """Make an optimiser create its state tensors, by a step of size zero."""
+    for group in optimizer.param_groups:
+        lr, group["lr"] = group["lr"], 0.0
+        decay, group["weight_decay"] = group["weight_decay"], 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        group["lr"], group["weight_decay"] = lr, decay
+    optimizer.zero_grad()

@@ -1,0 +1,198 @@
+"""The durable record of a study's trials: Optuna's RDBStorage, written with few calls.
+
+Part of search.py, the only module that imports this one. Any tool that reads Optuna reads
+the record. Measured on SQLite, Optuna's own way of asking costs a transaction for the trial
+and one for each parameter; here an ask is one transaction, and so is a tell.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from droptune.errors import DroptuneError, StoreError, StudyError
+from droptune.samplers import kept, quiet
+
+
+class Record:
+    """One study in Optuna's tables, opened or created.
+
+    Args:
+        url: of the database; a missing SQLite file is created.
+        name: of the study.
+        direction: `minimize` or `maximize`.
+        prepare_engine: called with Optuna's SQLAlchemy engine before its connections are
+            used, to set them up as the rest of droptune has them.
+
+    Attributes:
+        trials: the trials as they were stored at the opening, by number; a copy.
+
+    Raises:
+        StudyError: the study has another direction, or its numbers have gaps.
+        StoreError: the database cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        direction: str,
+        prepare_engine: Callable[[Any], object] | None = None,
+    ) -> None:
+        self._name = name
+        with quiet():
+            self._rdb = _open(url, prepare_engine)
+            try:
+                with self._storing("read study"):
+                    self._load(direction)
+            except BaseException:
+                self.close()
+                raise
+        self._ids = {trial.number: trial._trial_id for trial in self.trials}
+
+    def __contains__(self, number: object) -> bool:
+        return number in self._ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def create(self, number: int, template: FrozenTrial) -> None:
+        """Store a new trial with all it has, in one transaction.
+
+        Args:
+            number: that the trial must get; another one shows that someone else writes.
+            template: state, parameters and attributes of the trial.
+
+        Raises:
+            StudyError: another process works on the study.
+            StoreError: the trial cannot be stored.
+        """
+        with self._storing("store a trial of study"):
+            trial_id = self._store.create_new_trial(self._study_id, template)
+            if not self._is(trial_id, number):
+                self._store.set_trial_state_values(trial_id, TrialState.FAIL)
+                raise self._other_process()
+        self._ids[number] = trial_id
+
+    def start(self, number: int, missing: Mapping[str, tuple[BaseDistribution, Any]]) -> None:
+        """Store that a WAITING trial is running.
+
+        Args:
+            number: of the trial.
+            missing: parameters that it had no value for while it waited: those of a trial
+                that was put in line with Optuna's own tools.
+        """
+        trial_id = self._ids[number]
+        with self._storing("start a trial of study"):
+            for name, (distribution, value) in missing.items():
+                internal = distribution.to_internal_repr(value)
+                self._store.set_trial_param(trial_id, name, internal, distribution)
+            if not self._store.set_trial_state_values(trial_id, TrialState.RUNNING):
+                raise self._other_process()
+
+    def report(self, number: int, epoch: int, value: float) -> None:
+        """Store the objective of a running trial after an epoch; a second value replaces it."""
+        with self._storing("store a rung of study"):
+            self._store.set_trial_intermediate_value(self._ids[number], epoch, value)
+
+    def finish(
+        self,
+        number: int,
+        state: TrialState,
+        values: Sequence[float] | None,
+        system_attrs: Mapping[str, Any],
+        user_attrs: Mapping[str, Any],
+    ) -> None:
+        """Store the end of a trial; the attributes go first, for then it is closed."""
+        trial_id = self._ids[number]
+        with self._storing("store the result of a trial of study"):
+            for key, value in system_attrs.items():
+                self._store.set_trial_system_attr(trial_id, key, value)
+            for key, value in user_attrs.items():
+                self._store.set_trial_user_attr(trial_id, key, value)
+            if not self._store.set_trial_state_values(trial_id, state, values):
+                raise self._other_process()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._rdb.remove_session()
+        self._rdb.engine.dispose()
+
+    def _load(self, direction: str) -> None:
+        """Open or create the study, and read its trials."""
+        self._store = optuna.storages.get_storage(self._rdb)  # keeps the numbers of its trials
+        optuna.create_study(
+            storage=self._store, study_name=self._name, direction=direction, load_if_exists=True
+        )
+        self._study_id = self._store.get_study_id_from_name(self._name)
+        stored = [d.name.lower() for d in self._store.get_study_directions(self._study_id)]
+        if stored != [direction]:
+            raise StudyError(
+                f"study {self._name!r} is there to {' and '.join(stored)}, not to {direction};"
+                f" give the stored direction, or choose another name"
+            )
+        self.trials = self._store.get_all_trials(self._study_id)
+        for trial in self.trials:  # what Optuna would unpickle must not come from a store
+            trial.system_attrs = kept(trial.system_attrs)
+        if [trial.number for trial in self.trials] != list(range(len(self.trials))):
+            raise StudyError(
+                f"the trials of study {self._name!r} are not numbered in a row, for several"
+                " processes have written to it at once; choose another name"
+            )
+
+    def _is(self, trial_id: int, number: int) -> bool:
+        try:  # answered from memory, without a query, if the number is the right one
+            return trial_id == self._store.get_trial_id_from_study_id_trial_number(
+                self._study_id, number
+            )
+        except KeyError:
+            return False
+
+    @contextlib.contextmanager
+    def _storing(self, what: str) -> Iterator[None]:
+        """Turn what Optuna's storage raises into one line."""
+        try:
+            yield
+        except DroptuneError:
+            raise
+        except optuna.exceptions.UpdateFinishedTrialError:
+            raise self._other_process() from None
+        except (optuna.exceptions.OptunaError, KeyError) as error:
+            raise _store_error(f"cannot {what} {self._name!r}", error) from error
+
+    def _other_process(self) -> StudyError:
+        return StudyError(
+            f"another process works on study {self._name!r}; wait until it has ended,"
+            " or choose another name"
+        )
+
+
+def _open(url: str, prepare_engine: Callable[[Any], object] | None) -> optuna.storages.RDBStorage:
+    """Open Optuna's storage, with its connections prepared."""
+    # Optuna takes a URL for a template, in which braces are doubled. SQLite waits five
+    # seconds for a lock by default, too little when several studies start at once.
+    template = url.replace("{", "{{").replace("}", "}}")
+    options = {"connect_args": {"timeout": 30}} if url.startswith("sqlite") else {}
+    try:
+        storage = optuna.storages.RDBStorage(template, engine_kwargs=options)
+        storage.remove_session()
+        storage.engine.dispose()  # connections opened from now on are prepared
+        if prepare_engine is not None:
+            prepare_engine(storage.engine)
+        # Parameters are then flushed together, which takes an eighth off the time of an ask.
+        storage.scoped_session.configure(autoflush=False, expire_on_commit=False)
+    except Exception as error:  # of SQLAlchemy, alembic or the driver; all mean the same here
+        raise _store_error("cannot open the store", error) from error
+    return storage
+
+
+def _store_error(what: str, error: BaseException) -> StoreError:
+    """Return a StoreError of one line that names the cause at the bottom of `error`."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    first = str(cause).strip().splitlines()[:1] or [type(cause).__name__]
+    return StoreError(f"{what}: {first[0]}; what is stored is safe, put it right and run again")

@@ -1,0 +1,240 @@
+"""Samplers and pruners by name, set up for dropout; half of what droptune knows of Optuna.
+
+The other half is search.py, the only module that imports this one. Here is also what a
+sampler or pruner must find again after a restart: the seed that goes on, the few system
+attributes worth storing, and the state of CMA-ES, which Optuna keeps as a pickle and which
+is therefore never stored but computed again from the stored trials.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from droptune.errors import StudyError, nearest
+
+# System attributes of a trial that outlive the process. Everything else that samplers write
+# is a help between running trials (TPE) or a pickle (CMA-ES), and is neither written to the
+# store nor believed when it is found there.
+KEPT = ("fixed_params", "grid_id", "search_space", "completed_rung_", "cma:generation", "qmc:")
+
+GRID_POINTS = 5  # values that the grid tries of every continuous parameter, both ends included
+GRID_LIMIT = 10_000  # plans; a larger grid is a mistake, and would not fit into memory
+
+# A restart with the first seed would draw the same startup points once more. Seeds move on
+# by a prime for every trial that is already there.
+SEED_STEP = 1_000_003
+
+_STARTUP = 5  # complete trials before the median pruner stops anything
+_OPTIMIZER = "cma:optimizer"
+
+
+class Grid(optuna.samplers.GridSampler):
+    """Optuna's grid, without its habit of stopping a study that asks and tells.
+
+    `GridSampler.after_trial` calls `study.stop()`, which raises outside of
+    `study.optimize`, and looks for a grid id that an enqueued trial does not have.
+    `Search.ask` ends the grid itself.
+    """
+
+    def __init__(self, points: Mapping[str, Sequence[Any]], seed: int) -> None:
+        super().__init__(points, seed=seed)
+        self.size = prod(len(values) for values in points.values())
+
+    def after_trial(self, *_: Any) -> None:
+        """Do nothing; see the class."""
+
+    def left(self, trials: Sequence[FrozenTrial]) -> int:
+        """Return how many points of the grid no trial has taken yet."""
+        taken = {trial.system_attrs.get("grid_id") for trial in trials} - {None}
+        return self.size - len(taken)
+
+
+def _tpe(seed: int, **_: Any) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+
+
+def _gp(seed: int, **_: Any) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+
+
+def _cmaes(seed: int, **_: Any) -> optuna.samplers.BaseSampler:
+    if importlib.util.find_spec("cmaes") is None:
+        raise StudyError(
+            "sampler 'cmaes' needs the package cmaes, which is not installed;"
+            " run: pip install cmaes"
+        )
+    return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+
+
+def _qmc(seed: int, first_seed: int, **_: Any) -> optuna.samplers.BaseSampler:
+    # The sequence is a function of the study's first seed; a restart goes on at its next
+    # point. Only the point that is drawn before the space is known moves with the seed.
+    return optuna.samplers.QMCSampler(
+        scramble=True,
+        seed=first_seed,
+        independent_sampler=optuna.samplers.RandomSampler(seed=seed),
+        warn_independent_sampling=False,
+    )
+
+
+def _random(seed: int, **_: Any) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _grid(first_seed: int, space: Mapping[str, BaseDistribution], **_: Any) -> Grid:
+    points = {name: grid_points(distribution) for name, distribution in space.items()}
+    size = prod(len(values) for values in points.values())
+    if size > GRID_LIMIT:
+        raise StudyError(
+            f"the grid of this space has {size} plans, at most {GRID_LIMIT} are allowed;"
+            " take sampler 'qmc', or a coarser encoding"
+        )
+    return Grid(points, seed=first_seed)  # grid ids are positions in the order of this seed
+
+
+_SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
+    "tpe": _tpe,
+    "gp": _gp,
+    "cmaes": _cmaes,
+    "qmc": _qmc,
+    "random": _random,
+    "grid": _grid,
+}
+SAMPLERS = tuple(_SAMPLERS)
+PRUNERS = ("none", "median", "hyperband", "successive-halving")
+
+
+def check_names(sampler: str, pruner: str) -> None:
+    """Raise a StudyError that lists what is allowed if a name is unknown."""
+    for what, name, known in (("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS)):
+        if name not in known:
+            raise StudyError(
+                f"there is no {what} {name!r}{nearest(str(name), known)};"
+                f" choose one of {', '.join(known)}"
+            )
+
+
+def make_sampler(
+    name: str, seed: int, past: int, space: Mapping[str, BaseDistribution]
+) -> optuna.samplers.BaseSampler:
+    """Return the sampler called `name`.
+
+    Args:
+        name: one of `SAMPLERS`: `tpe` (multivariate, https://arxiv.org/abs/2304.11127),
+            `gp` (Gaussian process), `cmaes` (https://arxiv.org/abs/1604.00772; categorical
+            parameters are drawn at random), `qmc` (scrambled Sobol), `random`, `grid`.
+        seed: of the study, not negative.
+        past: number of trials the study has already; moves the seed on, so that a resumed
+            study does not draw its startup points again.
+        space: the parameters of every trial.
+    """
+    moved = (seed + SEED_STEP * past) % 2**32
+    return _SAMPLERS[name](seed=moved, first_seed=seed % 2**32, space=space)
+
+
+def make_pruner(name: str, rungs: Sequence[int], epochs: int) -> optuna.pruners.BasePruner:
+    """Return the pruner called `name`, set up so that its rungs are ours.
+
+    Args:
+        name: one of `PRUNERS`. Nothing is pruned before the first rung.
+        rungs: increasing epochs at which trials are compared; the ratio of the first two is
+            the reduction factor of the halving pruners (3 when there is one rung).
+        epochs: of a full training, the largest budget of a trial.
+
+    Raises:
+        StudyError: a pruner is asked for and there is no rung.
+    """
+    if name == "none":
+        return optuna.pruners.NopPruner()
+    if not rungs:
+        raise StudyError(
+            f"pruner {name!r} needs a rung, an epoch before the last at which trials are"
+            " compared; train for more epochs, or take pruner 'none'"
+        )
+    first = rungs[0]
+    if name == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=_STARTUP, n_warmup_steps=first)
+    factor = max(2, round(rungs[1] / first)) if len(rungs) > 1 else 3
+    if name == "hyperband":
+        return optuna.pruners.HyperbandPruner(
+            min_resource=first, max_resource=max(epochs, first), reduction_factor=factor
+        )
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
+
+
+def grid_points(distribution: BaseDistribution) -> list[Any]:
+    """Return the values that the grid tries of one parameter.
+
+    All choices of a categorical one; `GRID_POINTS` values of a continuous one, evenly
+    spaced (by ratio if it is logarithmic) and both ends included.
+    """
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    if distribution.single():
+        return [distribution.low]
+    step = getattr(distribution, "step", None)
+    if step is not None:
+        count = int(round((distribution.high - distribution.low) / step)) + 1
+        picked = np.unique(np.linspace(0, count - 1, min(count, GRID_POINTS)).round())
+        kind = float if isinstance(distribution, FloatDistribution) else int
+        return [kind(distribution.low + step * int(i)) for i in picked]
+    spread = np.geomspace if distribution.log else np.linspace
+    points = spread(distribution.low, distribution.high, GRID_POINTS)
+    return [float(np.clip(x, distribution.low, distribution.high)) for x in points]
+
+
+def kept(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those system attributes of a trial that outlive the process."""
+    return {key: value for key, value in attributes.items() if key.startswith(KEPT)}
+
+
+def recall_cmaes(trials: Sequence[FrozenTrial], direction: str) -> None:
+    """Give trials read from the store the CMA-ES state that they had led to.
+
+    Optuna resumes CMA-ES from a pickle in the trials; droptune never unpickles what a
+    store says. The state is a function of the told trials, one step a generation, so it is
+    computed again: a probe trial in a scratch study makes the next step, and its state is
+    handed to the last complete trial, until no full generation is left. The state is the
+    same where trials ran one after another; where many ran at once, a generation may count
+    a trial that had not ended when it was first stepped.
+
+    Args:
+        trials: all stored trials; the last complete one gets the state as attributes.
+        direction: `minimize` or `maximize`.
+    """
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    state: dict[str, Any] = {}
+    while complete:
+        last = complete[-1]
+        last.system_attrs = kept(last.system_attrs) | state
+        # A sampler remembers the trials it has seen by number, so each probe gets its own.
+        scratch = optuna.create_study(direction=direction, sampler=_cmaes(seed=0))
+        scratch.add_trials(complete)
+        probe = scratch.ask(last.distributions)
+        attributes = scratch.get_trials(deepcopy=False)[probe.number].system_attrs
+        state = {key: value for key, value in attributes.items() if key.startswith(_OPTIMIZER)}
+        if not state:
+            return
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Optuna's INFO lines and warnings from the user, and leave their own settings."""
+    logger = logging.getLogger("optuna")
+    level = logger.level
+    logger.setLevel(max(level, logging.ERROR))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

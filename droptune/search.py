@@ -1,0 +1,393 @@
+"""Ask and tell: which plan to train next, and what came of it.
+
+Optuna proposes. This module, with samplers.py and record.py that only it imports, is all
+that knows Optuna; study.py is its only caller.
+
+A study lives twice. An in-memory Optuna study is the sampler's working copy, for it answers
+in a fraction of the time; Optuna's tables in the database (record.py) are the durable
+record, written first: what the working copy knows of a finished trial is stored. One process
+works on a study at a time; a number that is not the expected one shows that there is another.
+"""
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
+
+from droptune.errors import StudyError
+from droptune.plan import Plan
+from droptune.record import Record
+from droptune.samplers import (
+    PRUNERS,
+    SAMPLERS,
+    Grid,
+    check_names,
+    kept,
+    make_pruner,
+    make_sampler,
+    quiet,
+    recall_cmaes,
+)
+
+__all__ = ["PRUNERS", "SAMPLERS", "Asked", "Counts", "Search"]
+
+# User attributes of a trial: the name and the exact plan of a fixed one, and why it failed.
+NAME, PLAN, MESSAGE = "name", "plan", "message"
+
+_RUNG = "completed_rung_"
+_STATES = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "fail": TrialState.FAIL,
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial to train: its number, its plan and, for a fixed plan, the plan's name."""
+
+    number: int
+    plan: Plan
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Number of trials by state."""
+
+    complete: int
+    pruned: int
+    failed: int
+    running: int
+    waiting: int
+
+
+class Search:
+    """The trials of one study: opened or created in the store, asked for and told.
+
+    Args:
+        url: of the database, `sqlite:///file.db` or a server's; created if it is missing.
+        name: of the study.
+        space: turns a trial into a plan and back (droptune/space.py); the same parameters in
+            every trial.
+        direction: `minimize` or `maximize`, what the objective is to do.
+        sampler: one of `SAMPLERS`.
+        pruner: one of `PRUNERS`.
+        seed: of the sampler, an integer that is not negative.
+        epochs: of a full training.
+        rungs: rising epochs, counted from 1, at which trials are compared.
+        prepare_engine: called with Optuna's SQLAlchemy engine before its first use, to set
+            the connections up as the rest of droptune has them.
+
+    Raises:
+        StudyError: an argument is not allowed, or the stored study is another one.
+        StoreError: the database cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        space: Any,
+        *,
+        direction: str,
+        sampler: str = "tpe",
+        pruner: str = "none",
+        seed: int = 0,
+        epochs: int,
+        rungs: Sequence[int] = (),
+        prepare_engine: Callable[[Any], object] | None = None,
+    ) -> None:
+        check_names(sampler, pruner)
+        _check(direction, seed, epochs, rungs)
+        self._name, self._space, self._direction = name, space, direction
+        self._rungs = frozenset(rungs if pruner != "none" else ())
+        self._plans: dict[int, Plan] = {}
+        with quiet():
+            probe = FixedTrial(space.encode(Plan.none()))
+            space.suggest(probe)
+            self._parameters = probe.distributions
+            self._pruner = make_pruner(pruner, tuple(rungs), epochs)
+        self._record = Record(url, name, direction, prepare_engine)
+        try:
+            trials = self._record.trials
+            self._check_space(trials)
+            with quiet():
+                self._sampler = make_sampler(sampler, seed, len(trials), self._parameters)
+                if sampler == "cmaes":
+                    recall_cmaes(trials, direction)
+                self._rebuild(trials)
+        except BaseException:
+            self.close()
+            raise
+        self._orphans = deque(t.number for t in trials if t.state == TrialState.RUNNING)
+
+    def enqueue(self, name: str, plan: Plan) -> int:
+        """Put a fixed plan in line; `ask` gives exactly this plan before the sampler's.
+
+        Optuna sees the nearest parameters that the space has for it. A plan that some trial
+        of the study has already is not put in line again.
+
+        Returns:
+            The number of the trial that has the plan.
+        """
+        for trial in self._trials():
+            if self._plan(trial) == plan:
+                return trial.number
+        params = self._space.encode(plan)
+        template = create_trial(
+            state=TrialState.WAITING,
+            params=params,
+            distributions=self._parameters,
+            user_attrs={NAME: name, PLAN: plan.to_json()},
+            system_attrs={"fixed_params": params},
+        )
+        number = len(self._record)
+        self._record.create(number, template)
+        self._study.add_trial(template)
+        return number
+
+    def ask(self) -> Asked | None:
+        """Return the next trial to train, or None if nothing is left (the grid is done).
+
+        Trials that a dead process left RUNNING come first, under their numbers, so that the
+        total budget stays exact; then fixed plans in their order; then the sampler's. The
+        trial is stored as RUNNING when this returns.
+
+        Raises:
+            StudyError: another process works on the study.
+            StoreError: the trial cannot be stored; open a new Search to go on.
+        """
+        if self._orphans:
+            return self._asked(self._trial(self._orphans.popleft()))
+        if self._exhausted():
+            return None
+        with quiet():
+            trial = self._study.ask()
+            given = dict(trial.params)
+            plan = self._space.suggest(trial)
+        frozen = self._trial(trial.number)
+        if PLAN not in frozen.user_attrs:
+            self._plans[trial.number] = plan
+        if trial.number in self._record:
+            missing = {
+                name: (distribution, frozen.params[name])
+                for name, distribution in frozen.distributions.items()
+                if name not in given
+            }
+            self._record.start(trial.number, missing)
+        else:
+            self._record.create(trial.number, self._template(frozen))
+        return self._asked(frozen)
+
+    def report(self, number: int, epoch: int, value: float) -> bool:
+        """Record the objective at a rung; at other epochs, or without a pruner, do nothing.
+
+        Args:
+            number: of a running trial.
+            epoch: that has just ended, counted from 1.
+            value: of the objective after it; NaN is pruned by every pruner.
+
+        Returns:
+            True if the trial should stop; then `tell` it as pruned.
+        """
+        if epoch not in self._rungs:
+            return False
+        self._running(number)
+        self._record.report(number, epoch, float(value))
+        memory_id = self._memory_id(number)
+        self._memory.set_trial_intermediate_value(memory_id, epoch, float(value))
+        with quiet():
+            return bool(self._pruner.prune(self._study, self._memory.get_trial(memory_id)))
+
+    def tell(
+        self,
+        number: int,
+        value: float | None = None,
+        state: str = "complete",
+        message: str | None = None,
+    ) -> None:
+        """End a running trial, once; it is stored when this returns.
+
+        Args:
+            number: of the trial.
+            value: of the objective, for `complete`. A value that is not finite ends the
+                trial as failed, with a message: samplers cannot use it, and it must not win.
+            state: `complete`, `pruned` (its value is the last reported one, as in Optuna)
+                or `fail`.
+            message: why it failed, one line.
+
+        Raises:
+            StudyError: the trial is not running, so it may have been told already.
+            StoreError: the result cannot be stored.
+        """
+        if state not in _STATES:
+            known = ", ".join(_STATES)
+            raise StudyError(f"a trial cannot end as {state!r}; choose one of {known}")
+        frozen, outcome, values = self._running(number), _STATES[state], None
+        if outcome == TrialState.COMPLETE:
+            if value is None:
+                raise StudyError(f"trial {number} was told as complete without a value; give one")
+            if math.isfinite(value):
+                values = [float(value)]
+            else:
+                outcome, message = TrialState.FAIL, message or f"the objective was {value}"
+        elif outcome == TrialState.PRUNED and frozen.last_step is not None:
+            last = frozen.intermediate_values[frozen.last_step]
+            values = None if math.isnan(last) else [last]
+        # The rungs passed are what successive halving compares with after a restart.
+        rungs = {k: v for k, v in frozen.system_attrs.items() if k.startswith(_RUNG)}
+        notes = {} if message is None else {MESSAGE: message}
+        self._record.finish(number, outcome, values, rungs, notes)
+        with quiet():
+            told = values if outcome == TrialState.COMPLETE else None
+            self._study.tell(number, told, state=outcome)
+
+    @property
+    def finished(self) -> int:
+        """Number of trials that were told, in any state: what the budget counts."""
+        counts = self.counts()
+        return counts.complete + counts.pruned + counts.failed
+
+    def counts(self) -> Counts:
+        """Return the number of trials by state."""
+        states = Counter(trial.state for trial in self._trials())
+        order = (*_STATES.values(), TrialState.RUNNING, TrialState.WAITING)
+        return Counts(*(states[state] for state in order))
+
+    def best(self) -> tuple[int, Plan, float] | None:
+        """Return number, plan and value of the best complete trial, or None."""
+        best = self.finalists(1)
+        return best[0] if best else None
+
+    def finalists(self, k: int, exclude: Collection[Plan] = ()) -> list[tuple[int, Plan, float]]:
+        """Return up to `k` best complete trials with different plans, the best first.
+
+        Of trials with the same plan, or the same value, the earlier one comes first.
+
+        Args:
+            k: how many.
+            exclude: plans to pass over, such as those that are confirmed in any case.
+        """
+        sign = 1 if self._direction == "minimize" else -1
+        complete = [trial for trial in self._trials() if trial.state == TrialState.COMPLETE]
+        complete.sort(key=lambda trial: (sign * trial.values[0], trial.number))
+        seen, chosen = set(exclude), []
+        for trial in complete:
+            if len(chosen) == k:
+                break
+            plan = self._plan(trial)
+            if plan not in seen:
+                seen.add(plan)
+                chosen.append((trial.number, plan, trial.values[0]))
+        return chosen
+
+    def close(self) -> None:
+        """Give the connections back; the Search cannot be used any more."""
+        self._record.close()
+
+    def _check_space(self, trials: Sequence[FrozenTrial]) -> None:
+        """Raise a StudyError if a stored trial is not of this space."""
+        for trial in trials:
+            bare = not trial.params and trial.state in (TrialState.WAITING, TrialState.FAIL)
+            if not bare and trial.distributions != self._parameters:
+                raise StudyError(
+                    f"trial {trial.number} of study {self._name!r} has parameters"
+                    f" ({', '.join(trial.params) or 'none'}) or ranges that differ from this"
+                    f" space's ({', '.join(self._parameters)}); restore the space, or choose"
+                    " another name"
+                )
+
+    def _rebuild(self, trials: Sequence[FrozenTrial]) -> None:
+        """Make the working copy from the stored trials."""
+        self._memory = optuna.storages.InMemoryStorage()
+        self._study = optuna.create_study(
+            storage=self._memory,
+            study_name=self._name,  # Hyperband deals trials to brackets by name and number
+            direction=self._direction,
+            sampler=self._sampler,
+            pruner=self._pruner,
+        )
+        self._memory_study = self._memory.get_study_id_from_name(self._name)
+        for trial in trials:
+            attributes = dict(trial.system_attrs)
+            if trial.state == TrialState.RUNNING:  # it starts again, with no rung passed
+                trial.intermediate_values = {}
+                attributes = {k: v for k, v in attributes.items() if not k.startswith(_RUNG)}
+            for key, value in attributes.items():
+                if key.startswith("qmc:"):
+                    self._memory.set_study_system_attr(self._memory_study, key, value)
+            trial.system_attrs = attributes
+            self._study.add_trial(trial)
+
+    def _template(self, frozen: FrozenTrial) -> FrozenTrial:
+        """Return what is stored of a trial that the sampler has just proposed."""
+        # How far the QMC sequence has come Optuna keeps with the study. With the trial it is
+        # stored in the same transaction, and never gets ahead of it.
+        position = self._memory.get_study_system_attrs(self._memory_study)
+        return create_trial(
+            state=TrialState.RUNNING,
+            params=frozen.params,
+            distributions=frozen.distributions,
+            system_attrs=kept(frozen.system_attrs) | kept(position),
+        )
+
+    def _exhausted(self) -> bool:
+        """Tell whether the sampler is a grid with no point left, and no trial is in line."""
+        if not isinstance(self._sampler, Grid):
+            return False
+        trials = self._trials()
+        waiting = any(trial.state == TrialState.WAITING for trial in trials)
+        return not waiting and not self._sampler.left(trials)
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+    def _trial(self, number: int) -> FrozenTrial:
+        return self._memory.get_trial(self._memory_id(number))
+
+    def _memory_id(self, number: int) -> int:
+        return self._memory.get_trial_id_from_study_id_trial_number(self._memory_study, number)
+
+    def _running(self, number: int) -> FrozenTrial:
+        """Return a trial that was asked for and not yet told; else raise a StudyError."""
+        if number not in self._record:
+            raise StudyError(f"study {self._name!r} has no trial {number}; ask for one first")
+        frozen = self._trial(number)
+        if frozen.state != TrialState.RUNNING or number in self._orphans:
+            state = "not asked for again" if number in self._orphans else frozen.state.name
+            raise StudyError(
+                f"trial {number} of study {self._name!r} cannot be reported or told, it is"
+                f" {state}; ask for it before, and tell it once"
+            )
+        return frozen
+
+    def _plan(self, trial: FrozenTrial) -> Plan | None:
+        """Return the plan of a trial; None if it has no parameters yet."""
+        if trial.number not in self._plans:
+            if PLAN in trial.user_attrs:
+                self._plans[trial.number] = Plan.from_json(trial.user_attrs[PLAN])
+            elif trial.params:
+                with quiet():
+                    self._plans[trial.number] = self._space.suggest(FixedTrial(trial.params))
+        return self._plans.get(trial.number)
+
+    def _asked(self, trial: FrozenTrial) -> Asked:
+        return Asked(trial.number, self._plan(trial), trial.user_attrs.get(NAME))
+
+
+def _check(direction: str, seed: int, epochs: int, rungs: Sequence[int]) -> None:
+    """Raise a StudyError for the first argument that is not allowed."""
+    if direction not in ("minimize", "maximize"):
+        raise StudyError(f"the direction is {direction!r}; give 'minimize' or 'maximize'")
+    if not isinstance(seed, int) or seed < 0:
+        raise StudyError(f"the seed is {seed!r}; give an integer from 0")
+    if not isinstance(epochs, int) or epochs < 1:
+        raise StudyError(f"the number of epochs is {epochs!r}; give an integer from 1")
+    rising = all(a < b for a, b in zip(rungs, rungs[1:], strict=False))
+    if not rising or any(not 1 <= rung <= epochs for rung in rungs):
+        raise StudyError(f"the rungs are {list(rungs)}; give rising epochs from 1 to {epochs}")

@@ -12,11 +12,12 @@ from statistics import fmean
 from typing import Any
 
 from droptune.data import Data
-from droptune.errors import DataError, ModelError, StudyError, TrainingError
+from droptune.errors import StudyError
 from droptune.kinds import derive
 from droptune.loop import Clockwork, Interrupt, Loop
 from droptune.plan import Plan, read
-from droptune.progress import Progress, SilentProgress, progress as suitable_progress
+from droptune.progress import Progress
+from droptune.progress import progress as suitable_progress
 from droptune.search import PRUNERS, SAMPLERS, Search
 from droptune.sites import Site, find_sites
 from droptune.space import ENCODINGS, Space

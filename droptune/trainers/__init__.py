@@ -12,8 +12,8 @@ from droptune.trainers.base import (
 )
 from droptune.trainers.choose import TRAINERS, choose, is_out_of_memory
 from droptune.trainers.fit import check_fit, fingerprint, pick_device
-from droptune.trainers.fused import FusedTrainer
 from droptune.trainers.function import FunctionTrainer
+from droptune.trainers.fused import FusedTrainer
 from droptune.trainers.serial import SerialTrainer
 
 __all__ = [

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from droptune.errors import ModelError, PlanError, nearest
 from droptune.kinds import KINDS, Kind
-from droptune.sites import Site, dropout_kind
+from droptune.sites import GIVEN, Site, dropout_kind
 
 _VERSION = 1
 _SCHEDULES = ("constant",)
@@ -37,7 +37,7 @@ class Entry:
     schedule: str = "constant"
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if not isinstance(self.kind, str) or self.kind not in KINDS:
             raise PlanError(f"unknown kind {self.kind!r}{nearest(str(self.kind), KINDS)}")
         if self.schedule not in _SCHEDULES:
             raise PlanError(f"unknown schedule {self.schedule!r}; allowed: {', '.join(_SCHEDULES)}")
@@ -54,11 +54,27 @@ def checked_rate(rate: Any) -> float:
         value = float(rate)
     except (TypeError, ValueError):
         value = math.nan
-    if not 0 <= value < 1:
+    if not 0 <= value < 1 - 2**-25:  # nearer to 1 it would be 1 in float32
         raise PlanError(
             f"rate {rate!r} is outside [0, 1); a rate is the probability of DROPPING, 0 is off"
         )
     return value
+
+
+def _entry(site: str, value: Any) -> Entry:
+    """Return what a plan says of a site as an entry; errors name the site."""
+    try:
+        if isinstance(value, Mapping):
+            return Entry(**value)
+        if isinstance(value, tuple | list):
+            return Entry(*value)
+    except PlanError as error:
+        raise PlanError(f"site {site!r}: {error}") from error
+    except TypeError:
+        pass  # too few or too many parts
+    raise PlanError(
+        f"site {site!r}: {value!r} is no entry; give a kind and a rate, such as ('standard', 0.2)"
+    )
 
 
 class Plan(Mapping[str, Entry]):
@@ -70,6 +86,9 @@ class Plan(Mapping[str, Entry]):
     Args:
         entries: site name -> `Entry`, or -> (kind, rate).
 
+    Raises:
+        PlanError: an unknown kind or schedule, or a rate outside [0, 1), at a named site.
+
     Example:
         >>> Plan({"0": ("standard", 0.2), "2": ("gaussian", 0.0)})
         Plan(0: standard 0.2)
@@ -79,7 +98,7 @@ class Plan(Mapping[str, Entry]):
 
     def __init__(self, entries: Mapping[str, Entry | tuple] = {}) -> None:  # noqa: B006
         made = {
-            str(name): entry if isinstance(entry, Entry) else Entry(*entry)
+            str(name): entry if isinstance(entry, Entry) else _entry(str(name), entry)
             for name, entry in entries.items()
         }
         self._entries = {name: entry for name, entry in made.items() if entry.rate > 0}
@@ -138,10 +157,7 @@ class Plan(Mapping[str, Entry]):
                 f"plan version {value.get('version')!r} is not known here (known: {_VERSION}); "
                 "install a newer droptune"
             )
-        try:
-            return cls({name: Entry(**entry) for name, entry in value["sites"].items()})
-        except TypeError as error:
-            raise PlanError(f"a site of the plan has wrong fields: {error}") from error
+        return cls(value["sites"])
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a JSON file."""
@@ -156,6 +172,8 @@ class Plan(Mapping[str, Entry]):
         """
         try:
             return cls.from_json(json.loads(Path(path).read_text()))
+        except PlanError as error:
+            raise PlanError(f"{str(path)!r}: {error}") from error
         except OSError as error:
             reason = error.strerror or error
             raise PlanError(f"cannot read the plan {str(path)!r}: {reason}") from error
@@ -230,16 +248,22 @@ def remove(model: nn.Module) -> nn.Module:
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
         for key in [k for k, child in module._modules.items() if isinstance(child, SiteDropout)]:
             del module._modules[key]
-        if hasattr(module, _GIVEN):
-            module.p = getattr(module, _GIVEN)
-            delattr(module, _GIVEN)
+        if hasattr(module, GIVEN):
+            module.p = getattr(module, GIVEN)
+            delattr(module, GIVEN)
     return model
 
 
 def read(model: nn.Module) -> Plan:
-    """Return the plan that is on a model; without one, the dropout it was given with."""
+    """Return the plan that is on a model; without one, the dropout it was given with.
+
+    Rates of a plan are kept in float32, and read back to six decimals.
+
+    Raises:
+        PlanError: the model was given with a dropout of rate 1.
+    """
     ours = installed(model)
-    if ours or any(hasattr(module, _GIVEN) for module in model.modules()):
+    if ours or any(hasattr(module, GIVEN) for module in model.modules()):
         return Plan(
             {
                 site: Entry(name, round(kind.rate.item(), 6))
@@ -262,23 +286,26 @@ def install(model: nn.Module, kinds: Mapping[str, Iterable[str]]) -> None:
     Raises:
         PlanError: the model has no such site.
     """
-    remove(model)
-    modules = dict(model.named_modules())
+    modules = {
+        path: module
+        for path, module in model.named_modules()
+        if not isinstance(module, SiteDropout | Kind)
+    }
     for name in kinds:
         path = name.removesuffix("@input")
         if path not in modules or name == "":
             known = [path for path in modules if path] + ["@input"]
             raise PlanError(f"the model has no site {name!r}{nearest(name, known)}")
+    remove(model)  # only now: a plan that does not fit leaves the one that is on
     for module in modules.values():
         if dropout_kind(module):
-            setattr(module, _GIVEN, module.p)
+            setattr(module, GIVEN, module.p)
             module.p = 0.0
     for name, allowed in kinds.items():
         module = modules[name.removesuffix("@input")]
         dropout = SiteDropout(name, allowed).train(module.training)
-        home = next(m for m in module.modules() if not any(m.children()) or _hosts(m))
+        home = next(m for m in module.modules() if _can_host(m))
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        # A leaf module carries the kinds: it never iterates over children, as containers do.
         home.add_module(f"droptune {name.replace('.', '/')}", dropout.to(device))
         if name.endswith("@input"):
             hook = partial(_drop_input, dropout)
@@ -299,12 +326,11 @@ def seed_noise(model: nn.Module, seed: int, clock: int = 0) -> None:
             kind.stream.seed(seed, clock)
 
 
-#: Where a dropout module keeps the rate it was given with while a plan is on.
-_GIVEN = "_droptune_given"
-
-
-def _hosts(module: nn.Module) -> bool:
-    return any(isinstance(child, SiteDropout) for child in module.children())
+def _can_host(module: nn.Module) -> bool:
+    """Tell whether a module can carry kinds: a leaf, which never iterates over children."""
+    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        return False  # not even when empty, such as a shortcut of a residual block
+    return all(isinstance(child, SiteDropout) for child in module.children())
 
 
 def _is_ours(hook: Any) -> bool:
@@ -313,18 +339,23 @@ def _is_ours(hook: Any) -> bool:
 
 # Module-level functions, so that a model with a plan can be pickled and deep-copied.
 def _drop_output(dropout: SiteDropout, module: nn.Module, args: tuple, output: Any) -> Any:
-    if not isinstance(output, Tensor):
-        raise ModelError(
-            f"site {dropout.site!r} returns a {type(output).__name__}, dropout needs a tensor; "
-            "leave this site out of the plan"
-        )
-    return dropout(output)
+    return _dropped(dropout, output)
 
 
 def _drop_input(
     dropout: SiteDropout, module: nn.Module, args: tuple, kwargs: dict
 ) -> tuple[tuple, dict]:
     if args:
-        return (dropout(args[0]), *args[1:]), kwargs
+        return (_dropped(dropout, args[0]), *args[1:]), kwargs
     first = next(iter(kwargs))
-    return args, {**kwargs, first: dropout(kwargs[first])}
+    return args, {**kwargs, first: _dropped(dropout, kwargs[first])}
+
+
+def _dropped(dropout: SiteDropout, value: Any) -> Tensor:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return dropout(value)
+    what = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+    raise ModelError(
+        f"site {dropout.site!r} holds a {what}, dropout needs a tensor of floats; "
+        "leave this site out of the plan"
+    )

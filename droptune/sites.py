@@ -13,10 +13,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from droptune.errors import ModelError
-from droptune.kinds.base import CHANNELS_FIRST
+from droptune.kinds.base import CHANNELS_FIRST, Kind
+
+#: Where a dropout module keeps the rate it was given with while a plan is on.
+GIVEN = "_droptune_given"
 
 #: The kind of dropout that each of torch's own modules applies.
 DROPOUT_MODULES: dict[type[nn.Module], str] = {
@@ -51,7 +55,7 @@ class Site:
         reach: "module" (an existing dropout module), "output" or "input" (of the module).
         role: "input", "embedding", "hidden", "conv", "recurrent" or "head".
         layout: the axes of the tensor, such as "NF" or "NCHW": N sample, C channel,
-            F feature, L position, D, H, W space.
+            F feature, L position, D, H, W space, ? unknown.
         depth: the place in call order, from 0.
         shape: the tensor's shape without the batch axis.
         kind: the kind of dropout found there, or None.
@@ -111,12 +115,15 @@ def find_sites(model: nn.Module, example: Any) -> tuple[Site, ...]:
             of keyword arguments.
 
     Raises:
-        ModelError: the model is no `nn.Module`, or fails on the example.
+        ModelError: the model is no `nn.Module`, has a plan on it, or fails on the example.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"the model is a {type(model).__name__}; droptune needs a torch.nn.Module")
+    if any(isinstance(module, Kind) or hasattr(module, GIVEN) for module in model.modules()):
+        raise ModelError("the model has a plan on it; take it off first: droptune.remove(model)")
     calls = _watch(model, example)
-    sites = sorted(_existing(calls) + _insertions(calls), key=lambda found: found[0])
+    found = _existing(calls) + _model_input(calls, example) + _insertions(calls)
+    sites = sorted(found, key=lambda place: place[0])
     return tuple(replace(site, depth=depth) for depth, (_, site) in enumerate(sites))
 
 
@@ -140,9 +147,12 @@ def _what(module: nn.Module) -> str | None:
         return "dropout"
     if isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm):
         return "norm"
-    if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
+    if isinstance(module, parametrize.ParametrizationList):
+        return None  # holds the weight of the layer it belongs to
+    if parametrize.is_parametrized(module):
         return "weight"
-    return None
+    matrices = any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+    return "weight" if matrices else None
 
 
 def _role(module: nn.Module) -> str:
@@ -167,9 +177,15 @@ class _Functions(TorchFunctionMode):
         return result
 
 
+def _first(value: Any) -> Any:
+    """Return the first tensor of nested arguments, as dropout at an input takes it."""
+    while isinstance(value, tuple | list | Mapping) and value:
+        value = next(iter(value.values() if isinstance(value, Mapping) else value))
+    return value
+
+
 def _shape(value: Any) -> tuple[int, ...]:
-    while isinstance(value, tuple | list) and value:
-        value = value[0]
+    value = _first(value)
     return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
@@ -187,6 +203,8 @@ def _watch(model: nn.Module, example: Any) -> list[_Call]:
         stack.append(module)
         value = next(iter((*args, *kwargs.values())), None)
         if what := _what(module):
+            if what == "weight":  # what holds other weight layers is a container
+                calls[:] = [c for c in calls if c.what != "weight" or c.module not in stack[:-1]]
             calls.append(_Call(what, names[module], module, _shape(value), (), _floating(value)))
 
     def leave(module: nn.Module, args: tuple, output: Any) -> None:
@@ -203,16 +221,22 @@ def _watch(model: nn.Module, example: Any) -> list[_Call]:
     for module in copy.modules():
         module.register_forward_pre_hook(enter, with_kwargs=True)
         module.register_forward_hook(leave)
-    with torch.random.fork_rng(), torch.no_grad(), _Functions(activation):
+    gpus = list({parameter.device for parameter in copy.parameters() if parameter.is_cuda})
+    with torch.random.fork_rng(gpus), torch.no_grad(), _Functions(activation):
         try:
             call(copy, example)
         except Exception as error:
-            shapes = _shape(example if not isinstance(example, Mapping) else [*example.values()])
             raise ModelError(
-                f"the model fails on a batch of shape {shapes} "
+                f"the model fails on a batch of shape {_shape(example)} "
                 f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
                 "check that it takes what the data holds"
             ) from error
+    _count(calls)
+    return calls
+
+
+def _count(calls: list[_Call]) -> None:
+    """Say of each call whether it is its module's first, and which role feeds it."""
     counts = Counter(seen.path for seen in calls if seen.path is not None)
     met: set[str] = set()
     role = "input"
@@ -223,7 +247,6 @@ def _watch(model: nn.Module, example: Any) -> list[_Call]:
         seen.role = role
         if seen.what == "weight":
             role = _role(seen.module)  # type: ignore[arg-type]
-    return calls
 
 
 def _layout(shape: tuple[int, ...], role: str) -> str:
@@ -252,6 +275,7 @@ def _existing(calls: list[_Call]) -> list[tuple[float, Site]]:
             continue
         role = seen.role
         layout = _layout(seen.given, _consumer(calls, index) if role == "input" else role)
+        role = _settled(role, layout)
         if role == "hidden" and _is_before_head(calls, index):
             role = "head"
         site = Site(
@@ -275,16 +299,28 @@ def _consumer(calls: list[_Call], index: int) -> str:
     return next((_role(c.module) for c in calls[index:] if c.what == "weight"), "hidden")
 
 
+def _settled(role: str, layout: str) -> str:
+    """Return the role of a place; maps that were flattened are no longer a convolution's."""
+    return "hidden" if role == "conv" and layout not in CHANNELS_FIRST else role
+
+
+def _model_input(calls: list[_Call], example: Any) -> list[tuple[float, Site]]:
+    """Return the model's input, unless it holds no floats or meets a dropout first."""
+    first = next((i for i, seen in enumerate(calls) if seen.what == "weight"), None)
+    if first is None or not calls[first].floating or not _floating(_first(example)):
+        return []
+    if any(seen.what == "dropout" for seen in calls[:first]):
+        return []
+    shape = _shape(example)
+    layout = _layout(shape, _role(calls[first].module))
+    if shape != calls[first].given:
+        layout = "N" + "?" * (len(shape) - 1)  # reshaped before a layer says what the axes are
+    return [(-1.0, Site("@input", "", "input", "input", layout, 0, shape[1:]))]
+
+
 def _insertions(calls: list[_Call]) -> list[tuple[float, Site]]:
     weights = [i for i, seen in enumerate(calls) if seen.what == "weight"]
-    if not weights:
-        return []
     found = []
-    first = weights[0]
-    if calls[first].floating and not any(c.what == "dropout" for c in calls[:first]):
-        layout = _layout(calls[first].given, _role(calls[first].module))
-        site = Site("@input", "", "input", "input", layout, 0, calls[first].given[1:])
-        found.append((-1.0, site))
     for start, stop in zip(weights, weights[1:], strict=False):
         between = calls[start + 1 : stop]
         if any(seen.what == "dropout" for seen in between):
@@ -294,7 +330,7 @@ def _insertions(calls: list[_Call]) -> list[tuple[float, Site]]:
         before_head = stop == weights[-1]
         same_tensor = site is not None and site.shape == calls[stop].given[1:]
         if site is not None:
-            role = "head" if before_head and same_tensor and producer == "hidden" else producer
+            role = "head" if before_head and same_tensor and site.role == "hidden" else site.role
             found.append((stop - 0.5, replace(site, role=role)))
         if before_head and not same_tensor:
             head = _at_input(calls[stop], "head")
@@ -321,7 +357,5 @@ def _at_input(consumer: _Call, role: str) -> Site | None:
     if consumer.count > 1 or consumer.path is None or not consumer.floating:
         return None
     layout = _layout(consumer.given, _role(consumer.module))
-    if role == "conv" and layout not in CHANNELS_FIRST:
-        role = "hidden"  # flattened maps, on their way into a linear layer
     name = f"{consumer.path}@input"
-    return Site(name, consumer.path, "input", role, layout, 0, consumer.given[1:])
+    return Site(name, consumer.path, "input", _settled(role, layout), layout, 0, consumer.given[1:])

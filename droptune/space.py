@@ -19,6 +19,8 @@ from droptune.sites import Site
 #: against a bound of 0.5 (rtdl's best configurations, Gorishniy et al. 2021).
 HIGHEST_RATE = {"input": 0.3, "embedding": 0.3, "residual": 0.3}
 HIGHEST_ELSEWHERE = 0.6
+#: No slope lifts a rate above this.
+CEILING = 0.95
 #: Rates are suggested in steps of this size: finer ones cannot be told apart by training.
 STEP = 0.01
 
@@ -71,7 +73,8 @@ class Shape(Encoding):
     """A mean rate for each role, and a slope over depth that leaves these means alone.
 
     The rate of a site is `mean * (1 + slope * t)`, where t runs from -1 (first) to 1 (last)
-    over the sites of its role: slope -1 puts all weight in front, 1 at the end. After the
+    over the sites of its role: slope -1 puts all weight in front, 1 at the end. A role whose
+    highest rate would pass `CEILING` takes the steepest slope that keeps below it. After the
     front- and back-loaded schedules of METHODS' evidence: Dropout Universality,
     https://arxiv.org/abs/2605.21648, and the shaped dropout of Auto-PyTorch.
     """
@@ -89,24 +92,27 @@ class Shape(Encoding):
     def rates(self, trial: Suggester) -> dict[str, float]:
         means = {role: _rate(trial, f"rate.{role}", highest_rate(role)) for role in self.roles}
         slope = trial.suggest_float("slope", -1.0, 1.0, step=0.1) if self._sloped else 0.0
-        return {
-            name: round(min(means[role] * (1 + slope * tilt), 0.95), 4)
-            for role in self.roles
-            for name, tilt in self._tilts(role).items()
-        }
+        return self._at(means, slope)
+
+    def _at(self, means: Mapping[str, float], slope: float) -> dict[str, float]:
+        rates = {}
+        for role, mean in means.items():
+            steepest = CEILING / mean - 1 if mean else 1.0
+            within = min(max(slope, -steepest), steepest)
+            for name, tilt in self._tilts(role).items():
+                rates[name] = round(mean * (1 + within * tilt), 4)
+        return rates
 
     def encode(self, rates: Mapping[str, float]) -> dict[str, float]:
-        params, rise, weight = {}, 0.0, 0.0
-        for role in self.roles:
-            tilts = self._tilts(role)
-            mean = _mean(rates[name] for name in tilts)
-            params[f"rate.{role}"] = _step(mean, 0.0, highest_rate(role))
-            # Least squares over all roles: rate = mean + slope * (mean * tilt).
-            rise += sum(mean * tilt * (rates[name] - mean) for name, tilt in tilts.items())
-            weight += sum((mean * tilt) ** 2 for tilt in tilts.values())
+        means = {
+            role: _step(_mean(rates[name] for name in self._tilts(role)), 0.0, highest_rate(role))
+            for role in self.roles
+        }
+        params = {f"rate.{role}": mean for role, mean in means.items()}
         if self._sloped:
-            slope = round(rise / weight, 1) if weight else 0.0
-            params["slope"] = min(max(slope, -1.0), 1.0)
+            # By trying each slope of the grid, flat first: a capped slope has no formula.
+            slopes = sorted((i / 10 for i in range(-10, 11)), key=abs)
+            params["slope"] = min(slopes, key=lambda s: _distance(self._at(means, s), rates))
         return params
 
 
@@ -135,8 +141,9 @@ class Space:
         sites: where dropout may act.
         encoding: "uniform" (one rate), "shape" (a mean rate for each role, and a slope over
             depth) or "site" (a rate for each site); from few parameters to many.
-        kinds: the kinds that may be tried where their layout fits; None: at each site the
-            kind found there, else channel for convolutions and standard for the rest.
+        kinds: the kinds that may be tried where their layout fits. None, or where none of
+            them fits a role: the kind found at the site, else channel for convolutions and
+            standard for the rest.
 
     Raises:
         SpaceError: no sites, or an unknown encoding or kind.
@@ -156,11 +163,12 @@ class Space:
             )
         if encoding not in ENCODINGS:
             raise SpaceError(f"unknown encoding {encoding!r}; allowed: {', '.join(ENCODINGS)}")
-        for kind in kinds or ():
+        kinds = (kinds,) if isinstance(kinds, str) else tuple(dict.fromkeys(kinds or ()))
+        for kind in kinds:
             if kind not in KINDS:
                 raise SpaceError(f"unknown kind {kind!r}{nearest(str(kind), KINDS)}")
         self.encoding = encoding
-        self.asked_kinds = tuple(kinds) if kinds else None
+        self.asked_kinds = kinds
         self._encoding = ENCODINGS[encoding](self.sites)
         self._choices = {role: self._kinds_of(role) for role in self._encoding.roles}
 
@@ -169,7 +177,7 @@ class Space:
         sites = [site for site in self.sites if site.role == role]
         return tuple(
             kind
-            for kind in self.asked_kinds or ()
+            for kind in self.asked_kinds
             if all(KINDS[kind].fits(site.layout) for site in sites)
         )
 
@@ -189,9 +197,10 @@ class Space:
         }
         if not on:
             return Plan.none()
+        kinds = self.kinds
         return Plan(
             {
-                site.name: Entry(chosen.get(site.role, self.kinds[site.name][0]), rates[site.name])
+                site.name: Entry(chosen.get(site.role, kinds[site.name][0]), rates[site.name])
                 for site in self.sites
             }
         )
@@ -236,7 +245,8 @@ class Space:
         return distinct
 
     def _at(self, rates: Mapping[Site, float]) -> Plan:
-        return Plan({s.name: Entry(self.kinds[s.name][0], rate) for s, rate in rates.items()})
+        kinds = self.kinds
+        return Plan({s.name: Entry(kinds[s.name][0], rate) for s, rate in rates.items()})
 
     def to_json(self) -> dict[str, Any]:
         """Return what makes two spaces the same, as JSON values."""
@@ -260,3 +270,7 @@ def _step(value: float, low: float, high: float) -> float:
 def _mean(values: Iterable[float]) -> float:
     numbers = list(values)
     return sum(numbers) / len(numbers) if numbers else 0.0
+
+
+def _distance(rates: Mapping[str, float], others: Mapping[str, float]) -> float:
+    return round(sum((rate - others[name]) ** 2 for name, rate in rates.items()), 9)

@@ -1,5 +1,6 @@
 """What every kind of dropout is: a small module with a rate, and noise of its own."""
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -36,6 +37,13 @@ class Kind(nn.Module):
     def fits(cls, layout: str) -> bool:
         """Tell whether this kind can act on tensors of this layout."""
         return not cls.layouts or layout in cls.layouts
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "Kind":
+        rate = self.rate
+        super()._apply(fn, recurse)
+        if self.rate.dtype != rate.dtype:  # model.bfloat16() is for weights: 0.1 must stay 0.1
+            self.rate = rate.to(self.rate.device)
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         return self.drop(x) if self.training else x

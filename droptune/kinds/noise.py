@@ -24,7 +24,8 @@ class Stream:
 
     Args:
         name: what tells this stream from the others of the same model.
-        seed: any integer; None takes `torch.initial_seed()` at the first draw, which
+        seed: of the generators, as it is (`Stream.seed` is what mixes the name in); None
+            derives one from `torch.initial_seed()` and the name at the first draw, which
             reads torch's global seed without drawing from its generator.
     """
 
@@ -71,7 +72,11 @@ class Stream:
     def __setstate__(self, state: dict) -> None:
         self.__init__(state["name"], state["seed"])  # type: ignore[misc]
         for device, saved in state["states"].items():
-            self._generator(torch.device(device)).set_state(saved)
+            try:
+                generator = self._generator(torch.device(device))
+            except RuntimeError:  # saved on a GPU, loaded where there is none
+                continue
+            generator.set_state(saved)
 
     def __repr__(self) -> str:
         return f"Stream({self.name!r}, seed={self._seed})"

@@ -27,25 +27,6 @@ _SAME = {
     _aten.expand.default,
     _aten.reshape.default,
 }
-#: Calls that return a view of their first argument.
-_VIEWS = {
-    _aten.view.default,
-    _aten._unsafe_view.default,
-    _aten.expand.default,
-    _aten.transpose.int,
-    _aten.permute.default,
-    _aten.unsqueeze.default,
-    _aten.squeeze.dim,
-    _aten.squeeze.default,
-    _aten.select.int,
-    _aten.slice.Tensor,
-    _aten.detach.default,
-    _aten.alias.default,
-    _aten.t.default,
-    _aten.split.Tensor,
-    _aten.unbind.int,
-    operator.getitem,
-}
 #: Element-wise calls, and the form that writes into their first argument.
 _IN_PLACE = {
     _aten.relu.default: _aten.relu_.default,
@@ -56,7 +37,9 @@ _IN_PLACE = {
     _aten.sigmoid.default: _aten.sigmoid_.default,
 }
 #: Calls whose result is new memory that only the graph knows.
-_FRESH = {_aten.bmm.default, _aten.baddbmm.default, *_IN_PLACE, *_IN_PLACE.values()}
+_FRESH = {_aten.bmm.default, _aten.baddbmm.default, *_IN_PLACE}
+#: Calls whose result shares memory with their first argument although their schema is silent.
+_SHARING = {_aten._unsafe_view.default, _aten.unsafe_split.Tensor, operator.getitem}
 
 
 def trace(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor]) -> Callable[..., list]:
@@ -88,12 +71,36 @@ def trace(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor]) -> 
 
 
 def _is_impure(node: Node) -> bool:
-    if node.op in ("placeholder", "output"):
-        return True
-    schema = getattr(node.target, "_schema", None)
     random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
     # Draws stay even if unused, so that a replay draws what the function would draw.
-    return random or (schema is not None and schema.is_mutable)
+    return random or node.op in ("placeholder", "output") or _writes(node)
+
+
+def _writes(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _shared(node: Node) -> list[Node]:
+    """Return the arguments that a call's result may share memory with."""
+    if node.target in _SHARING:
+        return [node.args[0]]
+    schema = getattr(node.target, "_schema", None)
+    found: list[Node] = []
+    for place, argument in enumerate(schema.arguments if schema is not None else ()):
+        value = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
+        if argument.alias_info is not None:
+            torch.fx.map_arg(value, found.append)
+    return found
+
+
+def _families(graph: Graph) -> dict[Node, set[Node]]:
+    """Return node -> all nodes whose values may share memory with its own."""
+    families: dict[Node, set[Node]] = {}
+    for node in graph.nodes:
+        family = {node}.union(*(families[source] for source in _shared(node)))
+        families.update(dict.fromkeys(family, family))
+    return families
 
 
 def _meta(node: Any) -> Tensor | None:
@@ -118,13 +125,30 @@ def _replace(node: Node, by: Node) -> None:
 
 def _drop_no_ops(graph: Graph) -> None:
     """Remove views that change nothing, and multiplications by one."""
+    families = _families(graph)
     for node in list(graph.nodes):
         if not node.args or not isinstance(node.args[0], Node):
             continue
-        same = node.target in _SAME and _alike(_meta(node), _meta(node.args[0]))
-        by_one = node.target is _aten.mul.Scalar and node.args[1] == 1
-        if same or by_one:
-            _replace(node, node.args[0])
+        source = node.args[0]
+        if not _alike(_meta(node), _meta(source)):
+            continue
+        if node.target in _SAME:
+            _replace(node, source)
+        elif node.target is _aten.mul.Scalar and node.args[1] == 1:
+            if not _must_differ(families[source], families[node]):
+                family = families[source] | families[node]
+                families.update(dict.fromkeys(family, family))
+                _replace(node, source)
+
+
+def _must_differ(one: set[Node], other: set[Node]) -> bool:
+    """Tell whether it would be seen if a copy (`other`) shared memory with its source."""
+    readers, copy_readers = ([user for m in family for user in m.users] for family in (one, other))
+    given = any(member.op != "call_function" for member in one)
+    handed_out = any(user.op == "output" for user in copy_readers)
+    also_source = any(user.op == "output" for user in readers)
+    written = any(map(_writes, [*readers, *copy_readers]))
+    return written or (handed_out and (given or also_source))
 
 
 def _fuse_bias(graph: Graph) -> None:
@@ -135,9 +159,10 @@ def _fuse_bias(graph: Graph) -> None:
         bias, product = node.args
         if not _is_bmm(product):
             bias, product = product, bias
-        if not _is_bmm(product) or len(product.users) > 1 or _meta(bias) is None:
+        if not _is_bmm(product) or not _can_move(product, node) or _meta(bias) is None:
             continue
-        if _meta(bias).dim() == 3 and _alike(_meta(node), _meta(product)):
+        same_type = _meta(bias).dtype == _meta(product).dtype
+        if same_type and _meta(bias).dim() == 3 and _alike(_meta(node), _meta(product)):
             with graph.inserting_before(node):
                 fused = graph.call_function(_aten.baddbmm.default, (bias, *product.args))
             fused.meta = dict(node.meta)
@@ -148,17 +173,30 @@ def _is_bmm(node: Any) -> bool:
     return isinstance(node, Node) and node.target is _aten.bmm.default
 
 
+def _can_move(node: Node, user: Node) -> bool:
+    """Tell whether a call may be made as late as its user, which must be its only one."""
+    if len(node.users) > 1:
+        return False
+    between = node.next
+    while between is not user and not _writes(between):
+        between = between.next
+    return between is user
+
+
 def _straighten_gradients(graph: Graph) -> None:
     """Turn `transpose(bmm(a, b))` into `bmm(transpose(b), transpose(a))`.
 
     The gradient of a weight is then contiguous, and an optimiser need not copy it.
     """
+    families = _families(graph)
     for node in list(graph.nodes):
         if node.target is not _aten.transpose.int or tuple(node.args[1:]) not in ((1, 2), (2, 1)):
             continue
         product = node.args[0]
-        if not _is_bmm(product) or len(product.users) > 1:
+        if not _is_bmm(product) or not _can_move(product, node):
             continue
+        if any(member.target is _aten.as_strided.default for member in families[node]):
+            continue  # it reads memory by its strides, which would change
         with graph.inserting_before(node):
             left, right = (_transposed(graph, side) for side in reversed(product.args))
             straight = graph.call_function(_aten.bmm.default, (left, right))
@@ -178,30 +216,30 @@ def _transposed(graph: Graph, node: Node) -> Node:
 def _reuse_memory(graph: Graph) -> None:
     """Let element-wise calls write into their first argument where nothing reads it later."""
     order = {node: place for place, node in enumerate(graph.nodes)}
+    families = _families(graph)
     for node in list(graph.nodes):
-        written = node.target in _IN_PLACE or node.target is _aten.threshold_backward.default
         source = node.args[0] if node.args else None
-        if not written or not isinstance(source, Node) or source.target not in _FRESH:
+        if node.target not in (*_IN_PLACE, _aten.threshold_backward.default):
             continue
-        if not _alike(_meta(node), _meta(source)) or source in node.args[1:]:
+        if not isinstance(source, Node) or not _alike(_meta(node), _meta(source)):
             continue
-        if _last_use(source, order, besides=node) > order[node]:
+        family = families[source]
+        if not all(_shared(member) or member.target in _FRESH for member in family):
+            continue
+        if not _reads_last(node, family, order):
             continue
         if node.target in _IN_PLACE:
             node.target = _IN_PLACE[node.target]
         else:
             node.target = _aten.threshold_backward.grad_input
             node.kwargs = {"grad_input": source}
+        family |= families[node]
+        families.update(dict.fromkeys(family, family))
 
 
-def _last_use(node: Node, order: dict[Node, int], besides: Node | None = None) -> int:
-    """Return where a tensor, or any view or in-place result of it, is last read."""
-    last = -1
-    for user in node.users:
-        if user is besides:
-            continue
-        last = max(last, order[user])
-        schema = getattr(user.target, "_schema", None)
-        if user.target in _VIEWS or (schema is not None and schema.is_mutable):
-            last = max(last, _last_use(user, order))
-    return last
+def _reads_last(node: Node, family: set[Node], order: dict[Node, int]) -> bool:
+    """Tell whether a call is the last to read memory, and as its first argument alone."""
+    others: list[Node] = []
+    torch.fx.map_arg((node.args[1:], node.kwargs), others.append)
+    later = (order[user] > order[node] for member in family for user in member.users)
+    return not any(later) and family.isdisjoint(others)

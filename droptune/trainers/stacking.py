@@ -52,6 +52,8 @@ class StackedOptimizer:
             paces: one a member.
             rates: the learning rate of this step, one a member.
         """
+        # The fused kernel takes strides for granted, and would update the wrong elements.
+        grads = [grad.contiguous() for grad in grads]
         keys = [(rate, p.weight_decay, p.age) for rate, p in zip(rates, paces, strict=True)]
         start = 0
         for (rate, decay, age), run in groupby(keys):

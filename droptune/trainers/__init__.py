@@ -9,9 +9,10 @@ from droptune.trainers.base import (
     Task,
     Trainer,
     build,
+    is_out_of_memory,
 )
-from droptune.trainers.choose import TRAINERS, choose, is_out_of_memory
-from droptune.trainers.fit import check_fit, fingerprint, pick_device
+from droptune.trainers.choose import TRAINERS, choose
+from droptune.trainers.fit import check_fit, fingerprint, metric_names, pick_device
 from droptune.trainers.function import FunctionTrainer
 from droptune.trainers.fused import FusedTrainer
 from droptune.trainers.serial import SerialTrainer
@@ -33,5 +34,6 @@ __all__ = [
     "choose",
     "fingerprint",
     "is_out_of_memory",
+    "metric_names",
     "pick_device",
 ]

@@ -1,7 +1,8 @@
 """What every trainer keeps to, and what they share: the task, scores, losses, learning rates."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +18,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 OPTIMIZERS = ("adamw", "sgd")
 LR_SCHEDULES = ("constant", "cosine", "one-cycle")
+
+#: A batch of an evaluation, in training batches: without gradients more fits.
+EVAL_BATCHES = 8
 
 
 def _named_losses() -> dict[str, Callable[..., Tensor]]:
@@ -138,13 +142,13 @@ class Task:
             if value not in allowed:
                 raise TrainingError(f"unknown {what} {value!r}; allowed: {', '.join(allowed)}")
         for what in ("epochs", "batch_size"):
-            if not isinstance(getattr(self, what), int) or getattr(self, what) < 1:
-                raise TrainingError(
-                    f"{what} {getattr(self, what)!r}: a whole number from 1 is needed"
-                )
+            value = getattr(self, what)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise TrainingError(f"{what} {value!r}: a whole number from 1 is needed")
         for what in ("lr", "weight_decay", "momentum"):
-            if not 0 <= getattr(self, what) < math.inf:
-                raise TrainingError(f"{what} {getattr(self, what)!r}: a number from 0 is needed")
+            value = getattr(self, what)
+            if not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise TrainingError(f"{what} {value!r}: a number from 0 is needed")
 
     @property
     def steps(self) -> int:
@@ -168,7 +172,7 @@ def build(model: Callable[[], nn.Module], seed: int) -> nn.Module:
     Raises:
         ModelError: the builder fails, or returns no module.
     """
-    with torch.random.fork_rng():
+    with kept_generators():
         torch.manual_seed(seed)
         try:
             module = model()
@@ -183,6 +187,30 @@ def build(model: Callable[[], nn.Module], seed: int) -> nn.Module:
             "it must return a new torch.nn.Module each time it is called"
         )
     return module
+
+
+def kept_generators() -> AbstractContextManager[None]:
+    """Return a context in which torch may be seeded; the global generators are put back after."""
+    return torch.random.fork_rng(range(torch.cuda.device_count()))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that memory ran out, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def checked_output(output: Any) -> Tensor:
+    """Return a model's output.
+
+    Raises:
+        ModelError: it is not one tensor.
+    """
+    if isinstance(output, Tensor):
+        return output
+    raise ModelError(
+        f"the model returns a {type(output).__name__}; return one tensor, or train it "
+        "with your own loop (train=)"
+    )
 
 
 def first_line(error: BaseException) -> str:
@@ -279,15 +307,20 @@ def correct(loss: str | Loss, output: Tensor, target: Tensor) -> Tensor | None:
     """Tell which predictions are right; None where the loss says nothing of classes.
 
     Args:
-        output: `... x batch x classes` logits, or `... x batch (x 1)` logits of class 1.
-        target: `batch` labels.
+        output: `... x batch x classes` logits, or `... x batch (x 1)` logits of class 1, or
+            `... x batch x labels` logits of several labels a sample.
+        target: `batch` labels, or `batch x labels` of 0 and 1.
+
+    Returns:
+        `... x batch` of 0 and 1, or of the share of labels that are right.
     """
     if loss == "cross_entropy" and target.dim() == 1:
-        return output.argmax(-1) == target
+        return (output.argmax(-1) == target).float()
     if loss == "binary_cross_entropy":
         if output.shape[-1] == 1 and output.shape[-1:] != target.shape[-1:]:
             output = output.squeeze(-1)
-        return (output > 0) == (target > 0.5)
+        hits = ((output > 0) == (target > 0.5)).float()
+        return hits if target.dim() == 1 else hits.flatten(1 - target.dim()).mean(-1)
     return None
 
 
@@ -297,6 +330,29 @@ def diverged(train_loss: float, metrics: Mapping[str, float]) -> str | None:
         if not math.isfinite(value):
             return f"diverged: {name} is {value}"
     return None
+
+
+def check_slot(slot: int, slots: int, taken: Collection[int]) -> None:
+    """Check that a member can start in a slot.
+
+    Raises:
+        TrainingError: there is no such slot, or it is taken.
+    """
+    if not 0 <= slot < slots:
+        raise TrainingError(f"slot {slot}: this trainer has slots 0 to {slots - 1}")
+    if slot in taken:
+        raise TrainingError(f"slot {slot} is taken; stop its member first")
+
+
+def check_taken(slot: int, taken: Collection[int]) -> None:
+    """Check that a slot has a member.
+
+    Raises:
+        TrainingError: it has none.
+    """
+    if slot not in taken:
+        slots = ", ".join(map(str, sorted(taken)))
+        raise TrainingError(f"slot {slot} is free; slots with a member: {slots or 'none'}")
 
 
 def check_kinds(plan: Plan, kinds: Mapping[str, Sequence[str]]) -> None:

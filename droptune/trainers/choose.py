@@ -1,23 +1,18 @@
 """Choosing a trainer: which one, and how wide, is measured and not guessed."""
 
-import copy
-import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
-from droptune.data import Data, Split
 from droptune.errors import ModelError, TrainingError
-from droptune.plan import Plan
-from droptune.trainers.base import Task, Trainer
+from droptune.trainers.base import Task, Trainer, is_out_of_memory
 from droptune.trainers.fused import FusedTrainer
 from droptune.trainers.serial import SerialTrainer
 
 TRAINERS = ("auto", "fused", "serial")
 
-_STEPS = 8  # a measured epoch, in steps
-_WORTH = 0.95  # a wider trainer must cost at most this part of the time a member
+_STEPS = 8  # measured, after two to warm up
+_GROWTH = 4  # from one width to the next; each costs the tracing of a step
 
 
 def choose(
@@ -32,7 +27,7 @@ def choose(
     """Return the trainer to search with.
 
     With "auto" a few steps are timed, serial and fused at growing widths, and the fastest a
-    member is taken; so it is never slower than serial by more than the noise of a clock.
+    member is taken; so it is slower than serial by no more than the noise of a clock.
 
     Args:
         task: what is trained.
@@ -52,84 +47,48 @@ def choose(
         raise TrainingError(f"slots {slots!r}: 'auto' or a whole number from 1 is needed")
     if trainer == "serial":
         return SerialTrainer(task, 1 if slots == "auto" else slots, device)
-    if trainer == "fused" and slots != "auto":
-        return FusedTrainer(task, slots, device)
-    widths = _widths(most) if slots == "auto" else [slots]
-    seconds = measure(task, widths, device, say if trainer == "auto" else None)
-    if trainer == "auto" and slots == "auto":
-        seconds[0] = seconds_a_step(SerialTrainer(_small(task), 1, device), 1)
-    width = min(seconds, key=seconds.get, default=0)  # type: ignore[arg-type]
-    if width == 0:
-        say("trains serially, one member at a time")
-        return SerialTrainer(task, 1, device)
-    gain = f", {seconds[0] / seconds[width]:.1f} times as fast as serial" if 0 in seconds else ""
-    say(f"trains fused, {width} members at once{gain}")
-    return FusedTrainer(task, width, device)
+    serial = SerialTrainer(task, 1, device)
+    alone = serial.rehearse(1, _STEPS) if trainer == "auto" and slots == "auto" else None
+    try:
+        widths = _widths(most) if slots == "auto" else [slots]
+        fused, seconds = _fastest(task, widths, device)
+    except ModelError as error:
+        if trainer == "fused":
+            raise
+        say(str(error).replace("; use trainer='serial'", ", so it is trained serially"))
+        return serial
+    if fused is None or (alone is not None and seconds >= alone):
+        say("trains serially: on this model one member at a time is fastest")
+        return serial
+    gain = "" if alone is None else f", {alone / seconds:.1f} times as fast as one at a time"
+    say(f"trains fused, {fused.slots} members at once{gain}")
+    return fused
 
 
-def measure(
-    task: Task,
-    widths: list[int],
-    device: torch.device | str,
-    say: Callable[[str], object] | None,
-) -> dict[int, float]:
-    """Return width -> seconds a step and member of the fused trainer.
+def _fastest(
+    task: Task, widths: list[int], device: torch.device | str
+) -> tuple[FusedTrainer | None, float]:
+    """Return the fused trainer with the least time a step and member, and that time.
 
-    Growing stops when memory ends, or after two widths that are no gain.
-
-    Args:
-        say: is given the reason if the model cannot be mapped; None: raise instead.
+    Growing stops where it gains nothing, or where memory ends; None if the first width
+    does not fit.
     """
-    seconds: dict[int, float] = {}
-    misses = 0
+    best, least = None, float("inf")
     for width in widths:
         try:
-            now = seconds_a_step(FusedTrainer(_small(task), width, device), width)
-        except ModelError as error:
-            if say is None:
-                raise
-            say(f"{error}".replace("; use trainer='serial'", ""))
-            break
+            fused = FusedTrainer(task, width, device)
+            seconds = fused.rehearse(width, _STEPS)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             break
-        misses = 0 if now < _WORTH * min(seconds.values(), default=now * 2) else misses + 1
-        seconds[width] = now
-        if misses == 2:
+        if seconds >= least:
             break
-    return seconds
-
-
-def seconds_a_step(trainer: Trainer, members: int) -> float:
-    """Return seconds a step and member, the better of two epochs after one to warm up."""
-    trainer.begin(seed=0)
-    for slot in range(members):
-        trainer.start(slot, Plan.none())
-    trainer.epoch()
-    times = []
-    for _ in range(2):
-        started = time.perf_counter()
-        trainer.epoch()  # its scores are read back, so the device has finished
-        times.append(time.perf_counter() - started)
-    return min(times) / (_STEPS * members)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that memory ran out, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        best, least = fused, seconds
+    return best, least
 
 
 def _widths(most: int) -> list[int]:
-    widths = [1 << power for power in range(1, max(most, 1).bit_length())]
-    return widths if not widths or widths[-1] == most else [*widths, most]
-
-
-def _small(task: Task) -> Task:
-    """Return the task on a few batches of its data."""
-    data: Data = copy.copy(task.data)
-    train, val = data.train, data.val
-    rows = min(len(train), _STEPS * task.batch_size)
-    data.train = Split(train.x[:rows], train.y[:rows])
-    data.val = Split(val.x[: task.batch_size], val.y[: task.batch_size])
-    return replace(task, data=data)
+    """Return growing widths up to `most`, `most` among them."""
+    widths = [width for width in (_GROWTH**power for power in range(1, 8)) if width < most]
+    return [*widths, max(most, 1)]

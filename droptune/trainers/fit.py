@@ -1,12 +1,20 @@
 """Does the model fit the task? Asked once, before a study starts."""
 
+import re
 from hashlib import sha256
 
 import torch
 from torch import Tensor, nn
 
 from droptune.errors import ModelError, TrainingError
-from droptune.trainers.base import Task, build, first_line, mean_loss
+from droptune.trainers.base import (
+    Task,
+    build,
+    checked_output,
+    first_line,
+    kept_generators,
+    mean_loss,
+)
 
 
 def pick_device(device: str) -> torch.device:
@@ -81,7 +89,15 @@ def _check_loss(task: Task, output: Tensor, y: Tensor) -> None:
         raise ModelError("the loss must return the batch's mean as a scalar tensor")
 
 
+def metric_names(task: Task) -> tuple[str, ...]:
+    """Return the names of the metrics that the task's trainers score on the validation split."""
+    labels = task.loss == "cross_entropy" and task.data.train.y.dim() == 1
+    classes = labels or task.loss == "binary_cross_entropy"
+    return ("val_loss", "val_accuracy") if classes else ("val_loss",)
+
+
 def fingerprint(model: nn.Module) -> str:
     """Return hex digits that change with a model's structure (not with its weights)."""
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(model))  # addresses differ by process
     shapes = [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in model.state_dict().items()]
-    return sha256("\n".join([repr(model), *shapes]).encode()).hexdigest()
+    return sha256("\n".join([text, *shapes]).encode()).hexdigest()

@@ -16,7 +16,16 @@ from torch import nn
 from droptune.errors import TrainingError
 from droptune.kinds import derive
 from droptune.plan import Plan, installed, seed_noise
-from droptune.trainers.base import Saved, Scores, Task, check_kinds, diverged, first_line
+from droptune.trainers.base import (
+    Saved,
+    Scores,
+    Task,
+    check_kinds,
+    check_slot,
+    check_taken,
+    diverged,
+    first_line,
+)
 
 Train = Callable[..., Iterator[Mapping[str, Any]]]
 
@@ -69,8 +78,7 @@ class FunctionTrainer:
         if lr is not None or weight_decay is not None:
             raise TrainingError("train= sets its own learning rate and weight decay")
         check_kinds(plan, self.task.kinds)
-        if slot in self._members or not 0 <= slot < self.slots:
-            raise TrainingError(f"slot {slot} is taken or not in 0..{self.slots - 1}")
+        check_slot(slot, self.slots, self._members)
         model = self.task.build(self._seed).to(self.device)
         for dropout in installed(model).values():
             dropout.set(plan.get(dropout.site))
@@ -85,6 +93,7 @@ class FunctionTrainer:
         self._members[slot] = _Member(plan, epochs, model)
 
     def stop(self, slot: int) -> None:
+        check_taken(slot, self._members)
         member = self._members.pop(slot)
         close = getattr(member.epochs, "close", None)
         if close is not None:

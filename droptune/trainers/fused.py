@@ -18,13 +18,18 @@ from droptune.errors import ModelError, TrainingError
 from droptune.kinds import derive
 from droptune.plan import Plan, SiteDropout, installed, seed_noise
 from droptune.trainers.base import (
+    EVAL_BATCHES,
     Saved,
     Scores,
     Task,
     check_kinds,
+    check_slot,
+    check_taken,
+    checked_output,
     correct,
     diverged,
     first_line,
+    is_out_of_memory,
     stacked_losses,
 )
 from droptune.trainers.program import trace
@@ -81,8 +86,7 @@ class FusedTrainer:
         weight_decay: float | None = None,
     ) -> None:
         check_kinds(plan, self.task.kinds)
-        if slot in self._plans or not 0 <= slot < self.slots:
-            raise TrainingError(f"slot {slot} is taken or not in 0..{self.slots - 1}")
+        check_slot(slot, self.slots, self._plans)
         if None not in self._rows:
             self._resize(_width(len(self._rows) + 1, self.slots))
         row = self._rows.index(None)
@@ -101,6 +105,7 @@ class FusedTrainer:
             self._buffers[name][row] = entry.rate if entry and entry.kind == kind else 0.0
 
     def stop(self, slot: int) -> None:
+        check_taken(slot, self._plans)
         self._rows[self._rows.index(slot)] = None
         del self._plans[slot], self._paces[slot]
 
@@ -113,7 +118,7 @@ class FusedTrainer:
         with torch.random.fork_rng(self._gpus()):
             torch.manual_seed(derive(self._seed, "model", self.clock))
             losses = self._train()
-        scores = self._score(self._data.val, "val")
+            scores = self._score(self._data.val, "val")
         self.clock += 1
         members = {slot: row for row, slot in enumerate(self._rows) if slot is not None}
         seconds = (time.perf_counter() - started) / len(members)
@@ -126,12 +131,24 @@ class FusedTrainer:
     def test(self) -> Mapping[int, dict[str, float]]:
         if self._data.test is None or not self._plans:
             return {slot: {} for slot in self._plans}
-        scores = self._score(self._data.test, "test")
+        with torch.random.fork_rng(self._gpus()):
+            torch.manual_seed(derive(self._seed, "test"))
+            scores = self._score(self._data.test, "test")
         return {
             slot: {name: values[row] for name, values in scores.items()}
             for row, slot in enumerate(self._rows)
             if slot is not None
         }
+
+    def rehearse(self, members: int, steps: int) -> float:
+        """Return seconds a step and member, over some steps; `begin` starts afresh."""
+        self.begin(seed=0)
+        for slot in range(members):
+            self.start(slot, Plan.none())
+        self._train(2)
+        started = time.perf_counter()
+        self._train(steps).tolist()  # read back, so that the device has finished
+        return (time.perf_counter() - started) / (min(steps, self.task.steps) * members)
 
     def save(self) -> Saved:
         tensors = {f"param {n}": p.detach().clone() for n, p in self._params.items()}
@@ -194,17 +211,20 @@ class FusedTrainer:
 
     # Steps
 
-    def _train(self) -> Tensor:
-        """Train for one epoch; return each row's mean loss over the samples."""
+    def _train(self, steps: int | None = None) -> Tensor:
+        """Train for one epoch or its first steps; return each row's mean loss of an epoch."""
         data, task = self._data.train, self.task
         order = batches(len(data), task.batch_size, self._seed, self.clock, self.device)
         paces = self._row_paces()
         total = torch.zeros(len(self._rows), device=self.device)
         self._model.train()
-        for rows in order:
+        for rows in order[:steps]:
             x, y = data.x[rows], data.y[rows]
             loss, *grads = self._program("train", x, y)(*self._state(), x, y)
-            rates = [task.learning_rate(pace.lr, pace.age) for pace in paces]
+            # Members of one age and setting share a rate, and mostly all do.
+            known = {(pace.lr, pace.age): 0.0 for pace in paces}
+            known = {key: task.learning_rate(*key) for key in known}
+            rates = [known[pace.lr, pace.age] for pace in paces]
             self._optimizer.step(grads, paces, rates)
             for pace in self._paces.values():
                 pace.age += 1
@@ -222,7 +242,7 @@ class FusedTrainer:
         self._model.eval()
         width = len(self._rows)
         totals: dict[str, Tensor] = {}
-        size = 4 * self.task.batch_size
+        size = EVAL_BATCHES * self.task.batch_size
         for x, y in zip(split.x.split(size), split.y.split(size), strict=True):
             loss, *right = self._program("eval", x, y)(*self._state(), x, y)
             sums = {f"{prefix}_loss": loss * len(x)}
@@ -251,9 +271,9 @@ class FusedTrainer:
                 return trace(function, [*copies, x, y])
             except (ModelError, TrainingError):
                 raise
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:
+                if is_out_of_memory(error):
+                    raise
                 raise ModelError(
                     f"the model cannot be trained fused ({type(error).__name__}: "
                     f"{first_line(error)}); use trainer='serial'"
@@ -272,12 +292,7 @@ class FusedTrainer:
             lambda p, b: functional_call(self._model, (p, b), (x,)), randomness="same"
         )
         output = mapped(params, buffers)
-        if not isinstance(output, Tensor):
-            raise ModelError(
-                f"the model returns a {type(output).__name__}; return one tensor, or train it "
-                "with your own loop (train=)"
-            )
-        return output, trained, y
+        return checked_output(output), trained, y
 
     def _train_step(self, *flat: Tensor) -> list[Tensor]:
         output, trained, y = self._forward(flat)
@@ -289,7 +304,7 @@ class FusedTrainer:
             output, _, y = self._forward(flat)
             right = correct(self.task.loss, output, y)
             losses = stacked_losses(self.task.loss, output, y)
-        return [losses] if right is None else [losses, right.flatten(1).float().sum(1)]
+        return [losses] if right is None else [losses, right.sum(1)]
 
     def _gpus(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []

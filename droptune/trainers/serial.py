@@ -12,17 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from droptune.data import Split, batches
-from droptune.errors import ModelError, TrainingError
+from droptune.errors import ModelError
 from droptune.kinds import derive
 from droptune.plan import Plan, installed, seed_noise
 from droptune.trainers.base import (
+    EVAL_BATCHES,
     Saved,
     Scores,
     Task,
     check_kinds,
+    check_slot,
+    check_taken,
+    checked_output,
     correct,
     diverged,
     first_line,
+    is_out_of_memory,
     mean_loss,
 )
 from droptune.trainers.stacking import Pace
@@ -66,8 +71,7 @@ class SerialTrainer:
         weight_decay: float | None = None,
     ) -> None:
         check_kinds(plan, self.task.kinds)
-        if slot in self._members or not 0 <= slot < self.slots:
-            raise TrainingError(f"slot {slot} is taken or not in 0..{self.slots - 1}")
+        check_slot(slot, self.slots, self._members)
         model = self.task.build(self._seed).to(self.device)
         for dropout in installed(model).values():
             dropout.set(plan.get(dropout.site))
@@ -78,6 +82,7 @@ class SerialTrainer:
         self._members[slot] = _Member(plan, model, self._make_optimizer(model, pace), pace)
 
     def stop(self, slot: int) -> None:
+        check_taken(slot, self._members)
         del self._members[slot]
 
     def epoch(self) -> Mapping[int, Scores]:
@@ -88,7 +93,7 @@ class SerialTrainer:
                 # The same numbers for every member, also for randomness of the model's own.
                 torch.manual_seed(derive(self._seed, "model", self.clock))
                 train_loss = self._train(member)
-            metrics = self._score(member.model, self._data.val, "val")
+                metrics = self._score(member.model, self._data.val, "val")
             seconds = time.perf_counter() - started
             result[slot] = Scores(train_loss, metrics, seconds, diverged(train_loss, metrics))
         self.clock += bool(result)
@@ -97,7 +102,24 @@ class SerialTrainer:
     def test(self) -> Mapping[int, dict[str, float]]:
         if self._data.test is None:
             return {slot: {} for slot in self._members}
-        return {s: self._score(m.model, self._data.test, "test") for s, m in self._members.items()}
+        result = {}
+        for slot, member in self._members.items():
+            with torch.random.fork_rng(self._gpus()):
+                torch.manual_seed(derive(self._seed, "test"))
+                result[slot] = self._score(member.model, self._data.test, "test")
+        return result
+
+    def rehearse(self, members: int, steps: int) -> float:
+        """Return seconds a step and member, over some steps; `begin` starts afresh."""
+        self.begin(seed=0)
+        for slot in range(members):
+            self.start(slot, Plan.none())
+        for member in self._members.values():
+            self._train(member, 2)
+        started = time.perf_counter()
+        for member in self._members.values():
+            self._train(member, steps)  # its loss is read back, so the device has finished
+        return (time.perf_counter() - started) / (min(steps, self.task.steps) * members)
 
     def save(self) -> Saved:
         tensors: dict[str, Tensor] = {}
@@ -119,10 +141,10 @@ class SerialTrainer:
             member = self._members[int(slot)]
             member.pace = Pace(**saved.rest["paces"][slot])
             member.optimizer = self._make_optimizer(member.model, member.pace)
-            _materialise_state(member.optimizer)
-            for name, tensor in _all_tensors(member).items():
-                with torch.no_grad():
+            with torch.no_grad():
+                for name, tensor in _weights(member.model).items():
                     tensor.copy_(saved.tensors[f"{slot} {name}"])
+            _load_state(member.optimizer, f"{slot} state ", saved.tensors)
 
     def _make_optimizer(self, model: nn.Module, pace: Pace) -> torch.optim.Optimizer:
         params = [p for p in model.parameters() if p.requires_grad]
@@ -133,12 +155,14 @@ class SerialTrainer:
             )
         return torch.optim.AdamW(params, pace.lr, weight_decay=pace.weight_decay)
 
-    def _train(self, member: _Member) -> float:
+    def _train(self, member: _Member, steps: int | None = None) -> float:
+        """Train for one epoch or its first steps; return the mean loss of an epoch."""
         data, task = self._data.train, self.task
         member.model.train()
         seed_noise(member.model, self._seed, self.clock)
         total = torch.zeros((), device=self.device)
-        for rows in batches(len(data), task.batch_size, self._seed, self.clock, self.device):
+        order = batches(len(data), task.batch_size, self._seed, self.clock, self.device)
+        for rows in order[:steps]:
             lr = task.learning_rate(member.pace.lr, member.pace.age)
             for group in member.optimizer.param_groups:
                 group["lr"] = lr
@@ -156,28 +180,25 @@ class SerialTrainer:
         try:
             output = model(x)
         except (RuntimeError, TypeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
             raise ModelError(
                 f"the model fails on a batch of shape {tuple(x.shape)}: {first_line(error)}"
             ) from error
-        if not isinstance(output, Tensor):
-            raise ModelError(
-                f"the model returns a {type(output).__name__}; return one tensor, or train it "
-                "with your own loop (train=)"
-            )
-        return output
+        return checked_output(output)
 
     @torch.no_grad()
     def _score(self, model: nn.Module, split: Split, prefix: str) -> dict[str, float]:
         model.eval()
         loss, right = torch.zeros((2,), device=self.device).unbind()
         classes = False
-        size = 4 * self.task.batch_size
+        size = EVAL_BATCHES * self.task.batch_size
         for x, y in zip(split.x.split(size), split.y.split(size), strict=True):
             output = self._output(model, x)
             loss = loss + self._loss(output, y) * len(x)
             hits = correct(self.task.loss, output, y)
             if hits is not None:
-                classes, right = True, right + hits.float().sum()
+                classes, right = True, right + hits.sum()
         metrics = {f"{prefix}_loss": (loss / len(split)).item()}
         if classes:
             metrics[f"{prefix}_accuracy"] = (right / len(split)).item()
@@ -187,24 +208,28 @@ class SerialTrainer:
         return [self.device] if self.device.type == "cuda" else []
 
 
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers of a model, by name."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
 def _all_tensors(member: _Member) -> dict[str, Tensor]:
     """Return parameters, buffers and optimiser state of a member, by name."""
-    tensors: dict[str, Tensor] = dict(member.model.named_parameters())
-    tensors |= dict(member.model.named_buffers())
-    for index, group in enumerate(member.optimizer.param_groups[0]["params"]):
-        for name, value in member.optimizer.state[group].items():
+    tensors = _weights(member.model)
+    for index, state in member.optimizer.state_dict()["state"].items():
+        for name, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"state {index} {name}"] = value
     return tensors
 
 
-def _materialise_state(optimizer: torch.optim.Optimizer) -> None:
-    """Make an optimiser create its state tensors, by a step of size zero."""
-    for group in optimizer.param_groups:
-        lr, group["lr"] = group["lr"], 0.0
-        decay, group["weight_decay"] = group["weight_decay"], 0.0
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        group["lr"], group["weight_decay"] = lr, decay
-    optimizer.zero_grad()
+def _load_state(
+    optimizer: torch.optim.Optimizer, prefix: str, tensors: Mapping[str, Tensor]
+) -> None:
+    """Give an optimiser the state kept under `prefix`; a parameter never stepped has none."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith(prefix):
+            index, name = key.removeprefix(prefix).split(" ")
+            state.setdefault(int(index), {})[name] = tensor.clone()
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

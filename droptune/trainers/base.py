@@ -324,9 +324,9 @@ def correct(loss: str | Loss, output: Tensor, target: Tensor) -> Tensor | None:
     return None
 
 
-def diverged(train_loss: float, metrics: Mapping[str, float]) -> str | None:
-    """Return why a member cannot go on, or None."""
-    for name, value in {"train_loss": train_loss, **metrics}.items():
+def diverged(scores: Mapping[str, float]) -> str | None:
+    """Return why a member with these train_loss and metrics cannot go on, or None."""
+    for name, value in scores.items():
         if not math.isfinite(value):
             return f"diverged: {name} is {value}"
     return None

@@ -1,5 +1,6 @@
 """Does the model fit the task? Asked once, before a study starts."""
 
+import copy
 import re
 from hashlib import sha256
 
@@ -37,17 +38,21 @@ def pick_device(device: str) -> torch.device:
 def check_fit(task: Task) -> nn.Module:
     """Check that model, data and loss go together, on one small batch in eval mode.
 
+    Where the last batch of an epoch is a single sample, that is tried in training mode:
+    a BatchNorm cannot train on it.
+
     Returns:
         A freshly built model.
 
     Raises:
-        ModelError: the model fails on the data, or its output does not fit the targets.
+        ModelError: the model fails on the data, its output does not fit the targets, or
+            the loss gives nothing to train by.
     """
     model = build(task.model, seed=0)
     if not any(p.requires_grad for p in model.parameters()):
         raise ModelError("the model has no parameter to train; return one with requires_grad=True")
     x, y = task.data.train.x[:2], task.data.train.y[:2]
-    with torch.random.fork_rng(), torch.no_grad():
+    with kept_generators():
         try:
             output = model.eval()(x)
         except Exception as error:
@@ -55,13 +60,9 @@ def check_fit(task: Task) -> nn.Module:
                 f"the model fails on a batch of shape {tuple(x.shape)} of the data "
                 f"({type(error).__name__}: {first_line(error)}); make its first layer fit the data"
             ) from error
-        if not isinstance(output, Tensor):
-            raise ModelError(
-                f"the model returns a {type(output).__name__}; return one tensor, or train it "
-                "with your own loop (train=)"
-            )
-        _check_classes(task, output)
+        _check_classes(task, checked_output(output))
         _check_loss(task, output, y)
+        _check_last_batch(task, model)
     return model.train()
 
 
@@ -75,6 +76,20 @@ def _check_classes(task: Task, output: Tensor) -> None:
             )
 
 
+def _check_last_batch(task: Task, model: nn.Module) -> None:
+    samples = len(task.data.train)
+    if samples % task.batch_size != 1 % task.batch_size:
+        return
+    try:
+        copy.deepcopy(model).train()(task.data.train.x[:1])
+    except Exception as error:
+        raise ModelError(
+            f"the last batch of an epoch is one sample ({samples} samples, batch_size "
+            f"{task.batch_size}), which the model cannot train on ({first_line(error)}); "
+            "choose another batch_size"
+        ) from error
+
+
 def _check_loss(task: Task, output: Tensor, y: Tensor) -> None:
     try:
         loss = mean_loss(task.loss)(output, y)
@@ -86,7 +101,13 @@ def _check_loss(task: Task, output: Tensor, y: Tensor) -> None:
             f"({type(error).__name__}: {first_line(error)})"
         ) from error
     if not isinstance(loss, Tensor) or loss.dim() != 0:
-        raise ModelError("the loss must return the batch's mean as a scalar tensor")
+        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ModelError(f"the loss must return the batch's mean as a scalar tensor, got {got}")
+    if not loss.requires_grad:
+        raise ModelError(
+            "the loss does not depend on the model's parameters, so nothing can be learned; "
+            "look for detach(), no_grad or argmax in the model or the loss"
+        )
 
 
 def metric_names(task: Task) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ applied and yields a dict of metrics after each epoch: Lightning, transformers, 
 reinforcement learning, anything that can pause once an epoch.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -36,15 +37,17 @@ class _Member:
     epochs: Iterator[Mapping[str, Any]]
     model: nn.Module
     age: int = 0
-    last: Mapping[str, Any] | None = None
+    last: Mapping[str, float] | None = None
+    failed: str | None = None
 
 
 class FunctionTrainer:
     """Trains members by a generator function; see `Trainer` for the contract.
 
     Metrics whose names begin with "test_" are kept apart and take no part in any choice. A
-    "train_loss" is shown as such; the others are the member's metrics. A generator that
-    ends early has trained to its end: its last metrics stand for the epochs left.
+    "train_loss" is shown as such (NaN if there is none); the others are the member's metrics.
+    A generator that ends early has trained to its end: its last metrics stand for the epochs
+    left.
 
     Args:
         task: model, sites and epochs; its data, loss and optimiser are not used.
@@ -84,7 +87,13 @@ class FunctionTrainer:
             dropout.set(plan.get(dropout.site))
         # The loop keeps its own order of data, so the noise has one stream a run.
         seed_noise(model, self._seed)
-        epochs = self.train(model, seed=self._seed, device=self.device)
+        try:
+            epochs = self.train(model, seed=self._seed, device=self.device)
+        except Exception as error:
+            raise TrainingError(
+                f"train= raised {type(error).__name__}: {first_line(error)}; "
+                "it is called as train(model, seed=..., device=...)"
+            ) from error
         if not isinstance(epochs, Iterator):
             raise TrainingError(
                 f"train= returns {type(epochs).__name__}; it must be a generator that yields a "
@@ -103,39 +112,35 @@ class FunctionTrainer:
         result = {}
         for slot, member in self._members.items():
             started = time.perf_counter()
-            failed = self._advance(member)
-            member.age += 1
-            shown = dict(member.last or {})
-            train_loss = float(shown.pop("train_loss", 0.0))
-            metrics = {n: float(v) for n, v in shown.items() if not n.startswith("test_")}
+            self._advance(member)
+            shown = {n: v for n, v in (member.last or {}).items() if not n.startswith("test_")}
+            failed = member.failed or diverged(shown)
+            train_loss = shown.pop("train_loss", math.nan)
             seconds = time.perf_counter() - started
-            failed = failed or diverged(train_loss, metrics)
-            result[slot] = Scores(train_loss, metrics, seconds, failed)
+            result[slot] = Scores(train_loss, shown, seconds, failed)
         self.clock += bool(result)
         return result
 
-    def _advance(self, member: _Member) -> str | None:
-        """Run one epoch; return why it failed, or None."""
+    def _advance(self, member: _Member) -> None:
+        """Run one epoch; set the member's metrics, or why it failed."""
+        age, member.age = member.age, member.age + 1
+        if member.failed:
+            return
         with torch.random.fork_rng(self._gpus()):
-            torch.manual_seed(derive(self._seed, "model", member.age))
+            torch.manual_seed(derive(self._seed, "model", age))
             try:
-                scores = next(member.epochs)
+                member.last = _numbers(next(member.epochs))
             except StopIteration:
                 if member.last is None:
-                    return "train= ended before its first yield; yield metrics after each epoch"
-                return None
+                    member.failed = "train= ended before its first yield; yield a dict of metrics"
+            except TrainingError as error:
+                member.failed = str(error)
             except Exception as error:
-                return f"train= raised {type(error).__name__}: {first_line(error)}"
-        if not isinstance(scores, Mapping):
-            return (
-                f"train= yielded {type(scores).__name__}; yield a dict such as {{'val_loss': 0.1}}"
-            )
-        member.last = scores
-        return None
+                member.failed = f"train= raised {type(error).__name__}: {first_line(error)}"
 
     def test(self) -> Mapping[int, dict[str, float]]:
         return {
-            slot: {n: float(v) for n, v in (m.last or {}).items() if n.startswith("test_")}
+            slot: {n: v for n, v in (m.last or {}).items() if n.startswith("test_")}
             for slot, m in self._members.items()
         }
 
@@ -152,7 +157,23 @@ class FunctionTrainer:
             member = self._members[int(slot)]
             for _ in range(age):
                 self._advance(member)
-                member.age += 1
 
     def _gpus(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []
+
+
+def _numbers(scores: Any) -> dict[str, float]:
+    """Return what a training loop yielded, as name -> number."""
+    if not isinstance(scores, Mapping):
+        raise TrainingError(
+            f"train= yielded {type(scores).__name__}; yield a dict such as {{'val_loss': 0.1}}"
+        )
+    numbers = {}
+    for name, value in scores.items():
+        try:
+            numbers[str(name)] = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TrainingError(
+                f"train= yielded {name!r}: {type(value).__name__}, which is not one number"
+            ) from error
+    return numbers

@@ -125,7 +125,8 @@ class FusedTrainer:
         train, result = losses.tolist(), {}
         for slot, row in members.items():
             metrics = {name: values[row] for name, values in scores.items()}
-            result[slot] = Scores(train[row], metrics, seconds, diverged(train[row], metrics))
+            failed = diverged({"train_loss": train[row], **metrics})
+            result[slot] = Scores(train[row], metrics, seconds, failed)
         return result
 
     def test(self) -> Mapping[int, dict[str, float]]:

@@ -95,7 +95,8 @@ class SerialTrainer:
                 train_loss = self._train(member)
                 metrics = self._score(member.model, self._data.val, "val")
             seconds = time.perf_counter() - started
-            result[slot] = Scores(train_loss, metrics, seconds, diverged(train_loss, metrics))
+            failed = diverged({"train_loss": train_loss, **metrics})
+            result[slot] = Scores(train_loss, metrics, seconds, failed)
         self.clock += bool(result)
         return result
 

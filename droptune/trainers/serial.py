@@ -73,6 +73,9 @@ class SerialTrainer:
         check_kinds(plan, self.task.kinds)
         check_slot(slot, self.slots, self._members)
         model = self.task.build(self._seed).to(self.device)
+        if self.device.type == "cpu":
+            # Convolutions on CPU take two thirds of the time in this layout.
+            model = model.to(memory_format=torch.channels_last)
         for dropout in installed(model).values():
             dropout.set(plan.get(dropout.site))
         pace = Pace(

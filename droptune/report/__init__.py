@@ -1,0 +1,7 @@
+"""What a study looks like to people: words, and tables for a terminal.
+
+    text.py    numbers, times and names as text that any terminal can show
+    tables.py  rich tables of what `store.Queries` returns
+
+Stands under the command line and above everything else; loads neither torch nor Optuna.
+"""

@@ -1,0 +1,107 @@
+"""Numbers, times, plans and names as one line of text that any terminal can show.
+
+What comes from a store or a user's file is never printed as it is: a name may hold escape
+sequences that move the cursor, or characters that turn the direction of writing.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from droptune.progress import duration
+
+NOTHING = "-"
+"""What stands for a value that is not known."""
+_LONGEST = 500  # characters of an error message of somebody else's
+
+
+def visible(value: object) -> str:
+    r"""Return text in which each character that cannot be printed is its escape, as `\x1b`."""
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+def one_line(value: object) -> str:
+    """Return text as one visible line of at most 500 characters; line ends become spaces."""
+    text = visible(" ".join(str(value).split()))
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def number(value: Any) -> str:
+    """Return a measured number to four digits: 1.870; None and NaN as a dash, else text."""
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:#.4g}".rstrip(".")
+    return short(value)
+
+
+def short(value: Any) -> str:
+    """Return a number that was set, without zeros at its end: 0.1; else as `number`."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return NOTHING
+    return f"{value:.4g}" if isinstance(value, float) else visible(value)
+
+
+def seconds(value: float | None) -> str:
+    """Return seconds as "0.4 s", "45 s" or "3 min 20 s"."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    return f"{value:.1f} s" if value < 10 else duration(value)
+
+
+def plan_line(plan: Mapping[str, Any] | None) -> str:
+    """Return a plan's JSON as a short line: up to three sites by name, more as a range.
+
+    Example:
+        >>> plan_line({"version": 1, "sites": {"0": {"kind": "standard", "rate": 0.2}}})
+        '0: standard 0.2'
+    """
+    if plan is None:
+        return NOTHING
+    sites = plan["sites"]
+    if not sites:
+        return "no dropout"
+    if len(sites) <= 3:
+        return ", ".join(
+            f"{visible(name)}: {visible(entry['kind'])} {short(entry['rate'])}"
+            for name, entry in sites.items()
+        )
+    kinds = "/".join(dict.fromkeys(visible(entry["kind"]) for entry in sites.values()))
+    low, high = (f(entry["rate"] for entry in sites.values()) for f in (min, max))
+    rates = short(low) if low == high else f"{short(low)} to {short(high)}"
+    return f"{kinds} {rates} at {len(sites)} sites"
+
+
+def difference_line(difference: Mapping[str, Any]) -> str:
+    """Return a paired difference as "-0.021 [-0.029, -0.013], p = 0.0004, 8 blocks"."""
+    low, high, p_value = (difference.get(key) for key in ("low", "high", "p_value"))
+    parts = [_signed(difference["mean"])]
+    if low is not None and high is not None:
+        parts[0] += f" [{_signed(low)}, {_signed(high)}]"
+    if p_value is not None:
+        parts.append(f"p = {p_value:.2g}")
+    blocks = difference.get("blocks", difference.get("n"))
+    if blocks is not None:
+        parts.append(f"{blocks} blocks")
+    return ", ".join(parts)
+
+
+def json_text(value: Any) -> str:
+    """Return a value as JSON, in ASCII; null for NaN and infinities, which JSON does not know."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _signed(value: float | None) -> str:
+    return NOTHING if value is None or not math.isfinite(value) else f"{value:+.4g}"

@@ -157,7 +157,7 @@ class SerialTrainer:
             return torch.optim.SGD(
                 params, pace.lr, momentum=momentum, weight_decay=pace.weight_decay
             )
-        return torch.optim.AdamW(params, pace.lr, weight_decay=pace.weight_decay)
+        return torch.optim.AdamW(params, pace.lr, weight_decay=pace.weight_decay, fused=True)
 
     def _train(self, member: _Member, steps: int | None = None) -> float:
         """Train for one epoch or its first steps; return the mean loss of an epoch."""

@@ -346,7 +346,8 @@ def check(store: str) -> None:
 
     report = check_url(store)
     click.echo(report)
-    sys.exit(0 if report.ok else 1)
+    if not report.ok:
+        sys.exit(1)
 
 
 def _queries(store: str) -> "Queries":

@@ -1,0 +1,220 @@
+"""The contract of every kind of dropout, and what is particular to some of them."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from droptune.kinds import KINDS, Kind
+from droptune.kinds.alpha import SATURATION
+
+RATES = [0.1, 0.5, 0.9]
+CHANNELWISE = {"channel", "feature_alpha"}
+ALPHA = {"alpha", "feature_alpha"}
+BERNOULLI = sorted(set(KINDS) - {"gaussian"})
+
+
+def make(name: str, rate: float = 0.5, seed: int = 0, clock: int = 0, site: str = "fc") -> Kind:
+    """Return a kind in training mode, its noise at the start of an epoch."""
+    kind = KINDS[name](site, rate).train()
+    kind.stream.seed(seed, clock)
+    return kind
+
+
+def batch(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape or (4, 3, 5, 5), generator=torch.Generator().manual_seed(seed))
+
+
+def dropped(name: str, rate: float, x: Tensor) -> Tensor:
+    """Return where elements were dropped; alpha sets them all to one value, the others to 0."""
+    y = make(name, rate)(x)
+    if name not in ALPHA:
+        return y == 0
+    scale = (1 - rate + SATURATION**2 * rate * (1 - rate)) ** -0.5
+    value = scale * SATURATION - scale * rate * SATURATION
+    return (y - value).abs() < 1e-5
+
+
+@pytest.mark.parametrize("name", KINDS)
+class KindContract:
+    """What every kind keeps to."""
+
+    def test_is_registered_under_its_name(self, name):
+        assert KINDS[name].name == name
+
+    def test_is_the_very_same_tensor_in_eval(self, name):
+        x = batch()
+        assert make(name).eval()(x) is x
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+    def test_is_exactly_the_identity_at_rate_0_in_training(self, name, dtype):
+        x = batch().to(dtype).requires_grad_()
+        y = make(name, 0.0)(x)
+        assert torch.equal(y, x)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert torch.equal(gradient, torch.ones_like(x))
+
+    @pytest.mark.parametrize("rate", RATES)
+    def test_changes_something_in_training(self, name, rate):
+        x = batch()
+        assert not torch.equal(make(name, rate)(x), x)
+
+    @pytest.mark.parametrize("rate", RATES)
+    def test_keeps_the_mean_over_masks(self, name, rate):
+        x = torch.zeros(1, 4, 1) if name in ALPHA else torch.tensor([[[1.0], [-2.0], [3.0], [0.5]]])
+        draws = make(name, rate)(x.expand(50_000, 4, 1)).mean(0)
+        if name in ALPHA:  # E[y] = a q x: the mean of activations with mean 0 stays 0
+            assert draws.abs().max() < 0.03
+        else:
+            error = (draws - x[0]).abs() / x[0].abs()
+            assert error.max() < 0.06 if rate > 0.8 else error.max() < 0.03
+
+    def test_rate_is_a_float32_buffer_that_no_state_dict_holds(self, name):
+        kind = make(name, 0.25)
+        assert [n for n, _ in kind.named_buffers()] == ["rate"]
+        assert kind.rate.dtype == torch.float32 and kind.rate.shape == ()
+        assert not kind.state_dict() and not list(kind.parameters())
+
+    def test_the_rate_stays_as_it_is_when_weights_are_converted(self, name):
+        for convert in (nn.Module.bfloat16, nn.Module.half, nn.Module.double):
+            kind = convert(make(name, 0.1))
+            assert kind.rate.item() == pytest.approx(0.1, abs=1e-8)
+            assert dict(kind.named_buffers())["rate"] is kind.rate
+
+    def test_the_buffer_is_what_counts(self, name):
+        kind = make(name, 0.9)
+        kind.rate.fill_(0.0)
+        assert torch.equal(kind(batch()), batch())
+
+    def test_leaves_the_global_generator_alone(self, name):
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        KINDS[name]("fc", 0.5).train()(batch())
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_the_same_seed_site_and_clock_give_the_same_noise(self, name):
+        assert torch.equal(make(name)(batch()), make(name)(batch()))
+
+    @pytest.mark.parametrize("other", [{"seed": 1}, {"clock": 1}, {"site": "fd"}])
+    def test_another_seed_site_or_clock_gives_other_noise(self, name, other):
+        assert not torch.equal(make(name)(batch()), make(name, **other)(batch()))
+
+    def test_each_call_draws_new_noise(self, name):
+        kind = make(name)
+        assert not torch.equal(kind(batch()), kind(batch()))
+
+    @pytest.mark.parametrize("each", [True, False], ids=["inputs stacked", "one input"])
+    def test_stacked_under_vmap_each_member_is_bit_for_bit_what_it_is_alone(self, name, each):
+        rates = torch.tensor([0.0, 0.1, 0.5, 0.9])
+        x = torch.stack([batch(seed=i) for i in range(4)]) if each else batch()
+        kind = make(name)
+
+        def member(rate: Tensor, x: Tensor) -> Tensor:
+            return torch.func.functional_call(kind, {"rate": rate}, (x,))
+
+        dims = (0, 0 if each else None)
+        stacked = torch.vmap(member, in_dims=dims, randomness="same")(rates, x)
+        for i, rate in enumerate(rates):
+            alone = make(name, rate.item())(x[i] if each else x)
+            assert torch.equal(stacked[i], alone)
+
+    @pytest.mark.parametrize("again", [copy.deepcopy, lambda k: pickle.loads(pickle.dumps(k))])
+    def test_a_copy_goes_on_where_the_original_is(self, name, again):
+        kind = make(name, 0.3)
+        kind(batch())
+        twin = again(kind)
+        assert twin.rate is not kind.rate and twin.rate == kind.rate
+        assert torch.equal(twin(batch()), kind(batch()))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+    def test_keeps_the_dtype_and_the_shape(self, name, dtype):
+        for shape in [(4, 3), (4, 3, 5), (4, 3, 5, 5), (4, 3, 2, 5, 5)]:
+            y = make(name)(batch(*shape).to(dtype))
+            assert y.dtype == dtype and y.shape == shape
+
+    def test_a_shown_kind_tells_its_rate(self, name):
+        assert "rate=0.25" in repr(make(name, 0.25))
+        kind = make(name)
+        kind.rate = torch.zeros(3)
+        assert "rate=stacked" in repr(kind)
+
+    def test_takes_any_layout_unless_it_drops_channels(self, name):
+        assert KINDS[name].fits("NCHW")
+        assert KINDS[name].fits("NF") == KINDS[name].fits("NHWF") == (name not in CHANNELWISE)
+
+
+class TestKinds(KindContract):
+    """Run the contract for all."""
+
+
+@pytest.mark.parametrize("name", BERNOULLI)
+@pytest.mark.parametrize("rate", RATES)
+def test_the_dropped_fraction_is_the_rate(name, rate):
+    part = dropped(name, rate, batch(200, 250, 1) + 10).float().mean().item()
+    assert part == pytest.approx(rate, abs=0.01)
+
+
+@pytest.mark.parametrize("name", BERNOULLI)
+def test_a_higher_rate_drops_all_that_a_lower_one_drops(name):
+    masks = [dropped(name, rate, batch(16, 64, 2) + 10) for rate in (0.0, 0.05, 0.3, 0.31, 0.8)]
+    for lower, higher in zip(masks, masks[1:], strict=False):
+        assert not (lower & ~higher).any()
+        assert lower.sum() < higher.sum()
+
+
+@pytest.mark.parametrize("name", sorted(CHANNELWISE))
+def test_whole_channels_are_dropped(name):
+    gone = dropped(name, 0.5, batch(8, 16, 4, 4) + 10).flatten(2)
+    assert torch.equal(gone.all(2), gone.any(2))
+    assert gone.any() and not gone.all()
+
+
+def test_standard_and_gaussian_noise_is_of_single_elements():
+    assert not (make("standard")(torch.ones(2, 4, 50)) == 0).all(2).any()
+    assert make("gaussian")(torch.ones(2, 4, 50)).unique().numel() == 400
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_gaussian_noise_has_the_variance_of_standard_dropout(rate):
+    ones = torch.ones(1000, 200)
+    expected = rate / (1 - rate)
+    assert make("gaussian", rate)(ones).var().item() == pytest.approx(expected, rel=0.03)
+    assert make("standard", rate)(ones).var().item() == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("name", ["standard", "channel"])
+def test_kept_elements_are_divided_by_one_minus_rate_as_torch_does(name, rate):
+    peer = nn.Dropout(rate) if name == "standard" else nn.Dropout2d(rate)
+    torch.manual_seed(0)
+    for y in (make(name, rate)(torch.ones(20, 30, 2, 2)), peer(torch.ones(20, 30, 2, 2))):
+        torch.testing.assert_close(y.unique(), torch.tensor([0, 1 / (1 - rate)]))
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("name", sorted(ALPHA))
+def test_alpha_keeps_mean_0_and_variance_1_as_torch_does(name, rate):
+    x = batch(2000, 200)  # without space a channel is an element
+    torch.manual_seed(0)
+    peer = {"alpha": nn.AlphaDropout, "feature_alpha": nn.FeatureAlphaDropout}[name](rate)
+    for y in (make(name, rate)(x), peer(x)):
+        assert y.mean().item() == pytest.approx(0, abs=0.02)
+        assert y.var().item() == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_alpha_sets_dropped_and_kept_elements_to_the_values_of_torch(rate):
+    ones = torch.ones(100, 100)
+    torch.manual_seed(0)
+    expected = nn.AlphaDropout(rate)(ones).unique()
+    torch.testing.assert_close(make("alpha", rate)(ones).unique(), expected)
+
+
+def test_a_kind_without_a_drop_says_so():
+    class Silent(Kind):
+        name = "silent"
+
+    with pytest.raises(NotImplementedError, match="Silent defines no drop"):
+        Silent("fc").train()(batch())

@@ -203,9 +203,9 @@ class SerialTrainer:
             hits = correct(self.task.loss, output, y)
             if hits is not None:
                 classes, right = True, right + hits.sum()
-        metrics = {f"{prefix}_loss": (loss / len(split)).item()}
+        metrics = {f"{prefix}_loss": loss.item() / len(split)}
         if classes:
-            metrics[f"{prefix}_accuracy"] = (right / len(split)).item()
+            metrics[f"{prefix}_accuracy"] = right.item() / len(split)
         return metrics
 
     def _gpus(self) -> list[torch.device]:

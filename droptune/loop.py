@@ -1,95 +1,31 @@
 """The one loop: search until the budget is spent, then confirm on fresh blocks.
 
-The same loop serves one slot and many. What is written at the end of an epoch: first the
-rungs' values to Optuna, then curves and ended runs in one transaction of our own, then the
-results to Optuna. A death in between leaves a trial running, and it is trained again under
-its number; a trial that was told is never run again.
+The same loop serves one slot and many. What is written, in this order, and what a death
+right after it leaves behind:
+
+1. a trial is RUNNING in Optuna's tables, then its run is `running` in ours. The trial is
+   asked for again under its number; a run that is left over becomes `interrupted`.
+2. at a rung, the value goes to Optuna. It is written over when the trial trains again.
+3. an epoch's curves and ended runs go to our tables in one transaction. A trial whose run
+   ended there is told without being trained again.
+4. the ends go to Optuna. A trial that was told is never run again.
 """
 
-import math
-import signal
-import threading
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import FrameType
+from dataclasses import dataclass
 from typing import Any
 
-from droptune.errors import StudyError
+from droptune.errors import StoreError
+from droptune.members import End, MakeTrainer, Member, Members
 from droptune.plan import Plan
-from droptune.progress import Progress, Status
+from droptune.progress import Progress
 from droptune.search import Asked, Search
+from droptune.space import CONTROL
 from droptune.store import Store
-from droptune.trainers import Scores, Trainer, is_out_of_memory
-
-
-@dataclass
-class Clockwork:
-    """Where the time of a study goes, in seconds by "training", "search" and "store"."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    @contextmanager
-    def __call__(self, what: str) -> Iterator[None]:
-        """Count the time of a `with` block."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[what] += time.perf_counter() - started
-
-
-class Interrupt:
-    """Turns the first Ctrl-C into a wish to stop at the end of the epoch; the second stops now.
-
-    Outside the main thread, where signals cannot be caught, it never wishes.
-    """
-
-    def __init__(self, say: Callable[[str], object]) -> None:
-        self.wished = False
-        self._say = say
-
-    def __enter__(self) -> "Interrupt":
-        self._ours = threading.current_thread() is threading.main_thread()
-        if self._ours:
-            self._before = signal.signal(signal.SIGINT, self._wish)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._ours:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _wish(self, number: int, frame: FrameType | None) -> None:
-        if self.wished:
-            raise KeyboardInterrupt
-        self.wished = True
-        self._say("stopping at the end of this epoch; Ctrl-C again stops at once")
-
-
-@dataclass
-class _Member:
-    """A run that trains now."""
-
-    run: int
-    plan: Plan
-    arm: str
-    asked: Asked | None = None
-    epochs: int = 0
-    seconds: float = 0.0
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class _End:
-    """How a run ended, and with which value of the objective."""
-
-    slot: int
-    state: str
-    value: float | None = None
-    message: str | None = None
-    test: Mapping[str, float] | None = None
+from droptune.trainers import Scores
+from droptune.watch import Clockwork, Interrupt, Meter
 
 
 @dataclass
@@ -101,7 +37,7 @@ class Loop:
         store: where runs and curves go.
         objective: the metric that decides.
         epochs: length of a run.
-        make_trainer: number of slots or "auto" -> a trainer.
+        make_trainer: at most so many slots (None: as suits the search) -> a trainer.
         progress: is told how far it is.
         interrupt: is asked after every epoch whether to stop.
         clockwork: where time is counted.
@@ -111,7 +47,7 @@ class Loop:
     store: Store
     objective: str
     epochs: int
-    make_trainer: Callable[[int | str], Trainer]
+    make_trainer: MakeTrainer
     progress: Progress
     interrupt: Interrupt
     clockwork: Clockwork
@@ -122,9 +58,8 @@ class Loop:
         seed: int,
         *,
         trials: int,
-        deadline: float | None,
-        rungs: frozenset[int],
-        best: Callable[[], float | None],
+        seconds: float | None = None,
+        rungs: frozenset[int] = frozenset(),
     ) -> None:
         """Train trials in one block until the budget is spent.
 
@@ -132,57 +67,35 @@ class Loop:
             search: where trials come from.
             seed: of the block.
             trials: the total, with those that ended in earlier runs of the command.
-            deadline: `time.monotonic()` after which nothing goes on; None: no limit.
+            seconds: of training, a total too; None: no limit. What trains when they are
+                used up has failed.
             rungs: epochs at which trials are compared.
-            best: gives the best value so far.
         """
-        if search.finished >= trials or (deadline is not None and time.monotonic() >= deadline):
+        left = self._seconds_left(seconds)
+        queue = _Queue(search, trials, self._ended_untold(search), self.clockwork)
+        if left <= 0 or not queue.prepare():
             return
-        with self.clockwork("training"):
-            trainer = self.make_trainer("auto")
-            trainer.begin(seed)
-        self._begin_phase("search", trials, search)
-        members: dict[int, _Member] = {}
-        again: list[Asked] = []
-        exhausted = False
-        while True:
-            while not exhausted and len(members) < trainer.slots:
-                if search.finished + len(members) + len(again) >= trials and not again:
-                    break
+        meter = self._meter("search", trials)
+        members = self._members("search", None)
+        members.begin(seed, 0)
+        late = False
+        with self._interrupting(members):
+            while not late:
+                self.interrupt.obey()
+                _fill(members, queue)
+                if not len(members):
+                    return
+                scores, ends = members.epoch()
+                ends += self._pruned(search, members, scores, ends, rungs)
+                late = members.seconds >= left
+                if late:
+                    ends += _out_of_time(members, ends)
+                ended = members.record(scores, ends)
                 with self.clockwork("search"):
-                    asked = again.pop(0) if again else search.ask()
-                exhausted = asked is None
-                if asked is not None:
-                    slot = next(s for s in range(trainer.slots) if s not in members)
-                    arm = asked.name or "trial"
-                    members[slot] = self._start(
-                        trainer, slot, asked.plan, arm, seed, 0, "search", asked
-                    )
-            if not members:
-                return
-            try:
-                with self.clockwork("training"):
-                    scores = trainer.epoch()
-            except Exception as error:
-                if not is_out_of_memory(error) or trainer.slots == 1:
-                    raise
-                again = [member.asked for member in members.values()] + again
-                trainer = self._narrower(trainer, members, seed)
-                continue
-            ends = self._judge(members, scores)
-            ends += self._prune(search, members, scores, rungs, ends)
-            late = deadline is not None and time.monotonic() >= deadline
-            if late:
-                ends += self._out_of_time(members, ends)
-            self._record(trainer, members, scores, ends)
-            with self.clockwork("search"):
-                for end in ends:
-                    self._tell(search, members.pop(end.slot).asked, end)
-                self._best = best() if ends else self._best
-            self._show(search, len(members), deadline)
-            if late:
-                return
-            self._stop_if_wished(members)
+                    for member, end in zip(ended, ends, strict=True):
+                        _tell(search, member.asked, end)
+                meter.epoch(len(scores), [member.epochs for member in ended])
+                self._show(meter, search, members, left)
 
     def confirm(self, arms: Mapping[str, Plan], blocks: Mapping[int, int]) -> int:
         """Train every arm to its end in each block; runs that are stored are not repeated.
@@ -194,121 +107,80 @@ class Loop:
         Returns:
             How many runs were trained.
         """
-        done = {(run["block"], Plan.from_json(run["plan"])) for run in self._confirmed()}
+        with self.clockwork("store"):
+            stored = self.store.confirm_runs(self.study_id)
+        done = {(run["block"], Plan.from_json(run["plan"])) for run in stored}
         todo = {
-            block: {arm: plan for arm, plan in arms.items() if (block, plan) not in done}
+            block: [(arm, plan) for arm, plan in arms.items() if (block, plan) not in done]
             for block in blocks
         }
         total = sum(map(len, todo.values()))
         if not total:
             return 0
-        self._begin_phase("confirm", total, None)
-        with self.clockwork("training"):
-            trainer = self.make_trainer(max(map(len, todo.values())))
-        ended = 0
-        for block, missing in todo.items():
-            waiting = list(missing.items())
-            while waiting:
-                group, waiting = waiting[: trainer.slots], waiting[trainer.slots :]
-                try:
-                    ended = self._block(trainer, dict(group), block, blocks[block], ended)
-                except Exception as error:
-                    if not is_out_of_memory(error) or trainer.slots == 1:
-                        raise
-                    trainer = self._narrower(trainer, {}, blocks[block])
-                    waiting = group + waiting
+        meter = self._meter("confirm", total)
+        members = self._members("confirm", max(map(len, todo.values())))
+        counts = {"done": 0, "failed": 0}
+        with self._interrupting(members):
+            for block, missing in todo.items():
+                while missing:  # a trainer with few slots takes several turns
+                    members.begin(blocks[block], block)
+                    missing = self._confirm_together(members, missing, meter, counts)
         return total
 
-    def _block(
-        self, trainer: Trainer, arms: Mapping[str, Plan], block: int, seed: int, ended: int
-    ) -> int:
-        """Train arms side by side from clock 0; return how many runs have ended in all."""
-        trainer.begin(seed)
-        members = {
-            slot: self._start(trainer, slot, plan, arm, seed, block, "confirm")
-            for slot, (arm, plan) in enumerate(arms.items())
-        }
-        while members:
-            with self.clockwork("training"):
-                scores = trainer.epoch()
-                ends = self._judge(members, scores)
-                if any(end.state == "complete" for end in ends):
-                    tests = trainer.test()
-                    for end in ends:
-                        end.test = tests.get(end.slot)
-            self._record(trainer, members, scores, ends)
-            for end in ends:
-                del members[end.slot]
-            ended += len(ends)
-            self._show(None, len(members), None, ended)
-            self._stop_if_wished(members)
-        return ended
-
-    def _confirmed(self) -> list[dict[str, Any]]:
-        with self.clockwork("store"):
-            return self.store.confirm_runs(self.study_id)
-
-    # Members
-
-    def _start(
+    def _confirm_together(
         self,
-        trainer: Trainer,
-        slot: int,
-        plan: Plan,
-        arm: str,
-        seed: int,
-        block: int,
-        phase: str,
-        asked: Asked | None = None,
-    ) -> _Member:
-        with self.clockwork("training"):
-            trainer.start(slot, plan)
+        members: Members,
+        arms: list[tuple[str, Plan]],
+        meter: Meter,
+        counts: dict[str, int],
+    ) -> list[tuple[str, Plan]]:
+        """Train as many arms as there are slots, from clock 0; return those still to train."""
+        waiting = deque(arms)
+        while waiting and members.free and not members.lost:
+            arm, plan = waiting.popleft()
+            members.start(plan, arm)
+        while len(members):
+            self.interrupt.obey()
+            scores, ends = members.epoch()
+            if not scores:
+                break
+            ended = members.record(scores, ends)
+            counts["done"] += len(ends)
+            counts["failed"] += sum(end.state == "failed" for end in ends)
+            meter.epoch(len(scores), [member.epochs for member in ended])
+            meter.show(running=members.ages, **counts)
+        lost, members.lost = members.lost, []
+        return [(member.arm, member.plan) for member in lost] + list(waiting)
+
+    def _seconds_left(self, seconds: float | None) -> float:
+        if seconds is None:
+            return float("inf")
         with self.clockwork("store"):
-            run = self.store.start_run(
-                self.study_id,
-                phase=phase,
-                arm=arm,
-                plan=plan.to_json(),
-                seed=seed,
-                block=block,
-                clock=trainer.clock,
-                slot=slot,
-                trainer=trainer.name,
-                device=str(trainer.device),
-                trial_number=asked.number if asked else None,
-            )
-        return _Member(run, plan, arm, asked)
+            return seconds - self.store.search_seconds(self.study_id)
 
-    def _judge(self, members: Mapping[int, _Member], scores: Mapping[int, Scores]) -> list[_End]:
-        """Count the epoch, and return the members that have diverged or are done."""
-        ends = []
-        for slot, score in scores.items():
-            member = members[slot]
-            member.epochs += 1
-            member.seconds += score.seconds
-            member.metrics = score.metrics
-            self._epochs_done += 1
-            if score.failed:
-                message = f"{score.failed} at epoch {member.epochs}"
-                ends.append(_End(slot, "failed", math.nan, message))
-                continue
-            if self.objective not in score.metrics:
-                raise StudyError(
-                    f"objective {self.objective!r} is not among the metrics "
-                    f"({', '.join(score.metrics) or 'none'}); choose one of them"
-                )
-            if member.epochs >= self.epochs:
-                ends.append(_End(slot, "complete", score.metrics[self.objective]))
-        return ends
+    def _ended_untold(self, search: Search) -> dict[int, End]:
+        """Return trial number -> end, of runs that ended but were not told before a death."""
+        if not search.counts().running:
+            return {}
+        with self.clockwork("store"):
+            runs = self.store.search_runs(self.study_id)
+        return {run["trial_number"]: end for run in runs if (end := self._end_of(run))}
 
-    def _prune(
+    def _end_of(self, run: Mapping[str, Any]) -> End | None:
+        value = (run["metrics"] or {}).get(self.objective)
+        if run["state"] == "failed":
+            return End(-1, "failed", message=run["message"])
+        return End(-1, "complete", value) if value is not None else None
+
+    def _pruned(
         self,
         search: Search,
-        members: Mapping[int, _Member],
+        members: Members,
         scores: Mapping[int, Scores],
+        ends: list[End],
         rungs: frozenset[int],
-        ends: list[_End],
-    ) -> list[_End]:
+    ) -> list[End]:
+        """Report to the pruner, and return the ends of the members that it stops."""
         ended = {end.slot for end in ends}
         pruned = []
         with self.clockwork("search"):
@@ -317,117 +189,114 @@ class Loop:
                 if slot in ended or member.epochs not in rungs:
                     continue
                 value = score.metrics[self.objective]
-                # The control is what the verdict and later pruners compare with.
                 stop = search.report(member.asked.number, member.epochs, value)
-                if stop and member.arm != "no dropout":
-                    pruned.append(_End(slot, "pruned"))
+                # The control is what the verdict and later pruners compare with.
+                if stop and member.arm != CONTROL:
+                    pruned.append(End(slot, "pruned"))
         return pruned
 
-    def _out_of_time(self, members: Mapping[int, _Member], ends: list[_End]) -> list[_End]:
-        ended = {end.slot for end in ends}
-        return [
-            _End(slot, "failed", None, "stopped: the time budget is used up")
-            for slot in members
-            if slot not in ended
-        ]
+    @contextmanager
+    def _interrupting(self, members: Members) -> Iterator[None]:
+        """Store that the members were interrupted, whatever ends the block."""
+        try:
+            yield
+        except StoreError:
+            raise  # the next call finds them, and marks them
+        except BaseException:
+            members.interrupt()
+            raise
 
-    def _record(
-        self,
-        trainer: Trainer,
-        members: Mapping[int, _Member],
-        scores: Mapping[int, Scores],
-        ends: list[_End],
-    ) -> None:
-        """Store the epoch of all members in one transaction, and free the slots that ended."""
-        rows = [
-            (members[slot].run, members[slot].epochs, score.train_loss, score.metrics)
-            for slot, score in scores.items()
-        ]
-        with self.clockwork("store"), self.store.transaction():
-            self.store.record(rows)
-            for end in ends:
-                member = members[end.slot]
-                self.store.end_run(
-                    member.run,
-                    end.state,
-                    seconds=member.seconds,
-                    epochs=member.epochs,
-                    message=end.message,
-                    test=end.test,
-                )
-        for end in ends:
-            trainer.stop(end.slot)
-
-    def _tell(self, search: Search, asked: Asked, end: _End) -> None:
-        state = "fail" if end.state == "failed" else end.state
-        value = end.value if end.state == "complete" else None
-        search.tell(asked.number, value, state, end.message)
-
-    def _narrower(self, trainer: Trainer, members: dict[int, _Member], seed: int) -> Trainer:
-        """Return a trainer of half the width; what trained when memory ran out starts again."""
-        slots = max(trainer.slots // 2, 1)
-        self.progress.message(
-            f"out of memory at {trainer.slots} members at once; goes on with {slots}"
+    def _members(self, phase: str, most: int | None) -> Members:
+        return Members(
+            self.store,
+            self.study_id,
+            phase=phase,
+            objective=self.objective,
+            epochs=self.epochs,
+            make_trainer=self.make_trainer,
+            most=most,
+            clockwork=self.clockwork,
+            say=self.progress.message,
         )
-        with self.clockwork("store"):
-            self.store.interrupt_runs(self.study_id)
-        members.clear()
-        clock = trainer.clock
-        narrower = self.make_trainer(slots)
-        narrower.begin(seed, clock)
-        return narrower
 
-    def _stop_if_wished(self, members: Mapping[int, _Member]) -> None:
-        if not self.interrupt.wished:
+    def _meter(self, phase: str, total: int) -> Meter:
+        return Meter(self.progress, phase, self.objective, self.epochs, total)
+
+    def _show(self, meter: Meter, search: Search, members: Members, left: float) -> None:
+        with self.clockwork("search"):
+            counts, best = search.counts(), search.best()
+        meter.show(
+            done=counts.complete + counts.pruned + counts.failed,
+            running=members.ages,
+            pruned=counts.pruned,
+            failed=counts.failed,
+            best=best[2] if best else None,
+            seconds_left=max(left - members.seconds, 0.0) if left < float("inf") else None,
+        )
+
+
+class _Queue:
+    """Trials to train: those that must start again, then what the search asks for.
+
+    Args:
+        search: where trials come from.
+        trials: the total, with those that have ended.
+        untold: ends of trials that need not be trained again, by number.
+        clockwork: where time is counted.
+    """
+
+    def __init__(
+        self, search: Search, trials: int, untold: Mapping[int, End], clockwork: Clockwork
+    ) -> None:
+        self._search, self._trials, self._untold = search, trials, untold
+        self._clockwork = clockwork
+        self._waiting: deque[Asked] = deque()
+
+    def prepare(self) -> bool:
+        """Get the first trial ready; return whether there is one."""
+        asked = self.next(0)
+        if asked is not None:
+            self._waiting.append(asked)
+        return asked is not None
+
+    def next(self, running: int) -> Asked | None:
+        """Return the next trial, or None if nothing is left.
+
+        Args:
+            running: how many members train now.
+        """
+        if self._waiting:
+            return self._waiting.popleft()
+        while self._search.finished + running < self._trials:
+            with self._clockwork("search"):
+                asked = self._search.ask()
+                if asked is None or asked.number not in self._untold:
+                    return asked
+                _tell(self._search, asked, self._untold[asked.number])
+        return None
+
+    def again(self, members: list[Member]) -> None:
+        """Put the trials of lost members at the front."""
+        self._waiting.extendleft(member.asked for member in reversed(members))
+
+
+def _fill(members: Members, queue: _Queue) -> None:
+    """Start trials in the free slots; those that were lost start again."""
+    while True:
+        lost, members.lost = members.lost, []
+        queue.again(lost)
+        if not members.free or (asked := queue.next(len(members))) is None:
             return
-        with self.store.transaction():
-            for member in members.values():
-                self.store.end_run(
-                    member.run, "interrupted", seconds=member.seconds, epochs=member.epochs
-                )
-        raise KeyboardInterrupt
+        members.start(asked.plan, asked.name or "trial", asked)
 
-    # Progress
 
-    def _begin_phase(self, phase: str, total: int, search: Search | None) -> None:
-        self._phase, self._total = phase, total
-        self._began, self._epochs_done = time.monotonic(), 0
-        self._done_before = search.finished if search else 0
-        self._best: float | None = None
+def _out_of_time(members: Members, ends: list[End]) -> list[End]:
+    ended = {end.slot for end in ends}
+    message = "stopped: the time budget is used up"
+    return [End(slot, "failed", None, message) for slot in members if slot not in ended]
 
-    def _show(
-        self,
-        search: Search | None,
-        running: int,
-        deadline: float | None,
-        done: int = 0,
-    ) -> None:
-        counts = search.counts() if search else None
-        if counts:
-            done = counts.complete + counts.pruned + counts.failed
-        elapsed = time.monotonic() - self._began
-        speed = self._epochs_done / elapsed if elapsed > 0 else None
-        left = None
-        if self._epochs_done:
-            runs = max(self._total - self._done_before, 1)
-            # Runs are the same length; what is pruned makes the estimate too long.
-            part = self._epochs_done / (runs * self.epochs)
-            left = max(elapsed / part - elapsed, 0.0)
-        if deadline is not None:
-            until = max(deadline - time.monotonic(), 0.0)
-            left = until if left is None else min(left, until)
-        self.progress.update(
-            Status(
-                phase=self._phase,
-                done=done,
-                total=self._total,
-                running=running,
-                pruned=counts.pruned if counts else 0,
-                failed=counts.failed if counts else 0,
-                best=self._best,
-                objective=self.objective,
-                epochs_per_second=speed,
-                seconds_left=left,
-                elapsed=elapsed,
-            )
-        )
+
+def _tell(search: Search, asked: Asked, end: End) -> None:
+    state = "fail" if end.state == "failed" else end.state
+    value = end.value if end.state == "complete" else None
+    search.tell(asked.number, value, state, end.message)

@@ -112,6 +112,7 @@ class Search:
             space.suggest(probe)
             self._parameters = probe.distributions
             self._pruner = make_pruner(pruner, tuple(rungs), epochs)
+            make_sampler(sampler, seed, 0, self._parameters)  # refused before anything is stored
         self._record = Record(url, name, direction, prepare_engine)
         try:
             trials = self._record.trials

@@ -24,6 +24,9 @@ CEILING = 0.95
 #: Rates are suggested in steps of this size: finer ones cannot be told apart by training.
 STEP = 0.01
 
+#: Names of the plans that every study has and compares with.
+CONTROL, AS_GIVEN = "no dropout", "as given"
+
 _GATE = "dropout"
 
 
@@ -230,8 +233,8 @@ class Space:
         inputs = [site for site in self.sites if site.role == "input"]
         inner = [site for site in self.sites if site.role not in ("input", "embedding")]
         plans = {
-            "no dropout": Plan.none(),
-            "as given": as_given,
+            CONTROL: Plan.none(),
+            AS_GIVEN: as_given,
             "0.1 everywhere": self._at({site: 0.1 for site in self.sites}),
             "0.5 before the head": self._at({site: 0.5 for site in heads}),
             "0.2 input + 0.5 hidden": self._at(

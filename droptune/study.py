@@ -1,29 +1,26 @@
 """Study: one tuning task, from its definition to the verdict."""
 
 import os
-import platform
-import re
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
-from statistics import fmean
 from typing import Any
 
+from droptune import settings
+from droptune.answer import Result, complete_blocks, confirmed, unconfirmed
 from droptune.data import Data
+from droptune.definition import check_same, environment, qualified
 from droptune.errors import StudyError
 from droptune.kinds import derive
-from droptune.loop import Clockwork, Interrupt, Loop
+from droptune.loop import Loop
 from droptune.plan import Plan, read
 from droptune.progress import Progress
 from droptune.progress import progress as suitable_progress
-from droptune.search import PRUNERS, SAMPLERS, Search
+from droptune.search import Search
 from droptune.sites import Site, find_sites
-from droptune.space import ENCODINGS, Space
-from droptune.store import Store, prepare_engine
+from droptune.space import AS_GIVEN, CONTROL, Space
+from droptune.store import Store, hide, prepare_engine
 from droptune.trainers import (
-    TRAINERS,
     FunctionTrainer,
     FusedTrainer,
     SerialTrainer,
@@ -33,11 +30,11 @@ from droptune.trainers import (
     check_fit,
     choose,
     fingerprint,
+    metric_names,
     pick_device,
 )
-from droptune.verdict import Difference, Verdict, decide, paired_difference
+from droptune.watch import Clockwork, Interrupt
 
-CONTROL, AS_GIVEN = "no dropout", "as given"
 DEFAULT_STORE = "sqlite:///droptune.db"
 
 #: The most members that train at once unless told otherwise. More fit, but a sampler that is
@@ -45,54 +42,7 @@ DEFAULT_STORE = "sqlite:///droptune.db"
 _WIDEST = 64
 
 
-@dataclass(frozen=True)
-class Result:
-    """The answer of a study.
-
-    Attributes:
-        study: its name.
-        verdict: helps, no benefit, hurts or undecided, with the numbers behind it.
-        plan: what to use: the confirmed winner, or no dropout.
-        objective: the metric that decided.
-        best: the winner's arm, mean over the confirmation blocks and trial, and the lucky
-            value that its search trial had.
-        control: the same of no dropout.
-        difference: winner minus no dropout, in the objective's unit; None if there is none.
-        test: means on the test split, read once, at the end; None without one.
-        finished_before: nothing was left to do.
-        seconds: where the time of this call went, by "training", "search" and "store".
-    """
-
-    study: str
-    verdict: Verdict
-    plan: Plan
-    objective: str
-    best: dict[str, Any] | None
-    control: dict[str, Any] | None
-    difference: Difference | None
-    test: dict[str, Any] | None
-    finished_before: bool = False
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the answer as JSON values, as `droptune best --json` prints it."""
-        difference = None
-        if self.difference is not None:
-            difference = asdict(self.difference)
-            difference["blocks"] = difference.pop("n")
-        return {
-            "study": self.study,
-            "verdict": self.verdict.verdict,
-            "plan": self.plan.to_json(),
-            "objective": self.objective,
-            "best": self.best,
-            "control": self.control,
-            "difference": difference,
-            "test": self.test,
-        }
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Study:
     """One tuning task: does dropout help this model on this data, and if so which?
 
@@ -169,43 +119,11 @@ class Study:
     store: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name.strip():
-            raise StudyError(f"study name {self.name!r}: give a text that is not empty")
-        if not callable(self.model):
-            raise StudyError(
-                f"model is a {type(self.model).__name__}; give a function that builds and returns "
-                "a new torch.nn.Module, such as model=lambda: MyNet()"
-            )
-        if self.data is None and (self.train is None or self.example is None):
-            raise StudyError("give data=, or your own train= with example= (a batch for the model)")
-        if self.data is not None and not isinstance(self.data, Data):
-            raise StudyError(
-                f"data is a {type(self.data).__name__}; give dt.Data(train=(X, y), val=(Xv, yv))"
-            )
-        for what, allowed in (
-            ("sampler", SAMPLERS),
-            ("pruner", PRUNERS),
-            ("encoding", ENCODINGS),
-            ("trainer", TRAINERS),
-            ("direction", ("minimize", "maximize", None)),
-        ):
-            if getattr(self, what) not in allowed:
-                names = ", ".join(str(name) for name in allowed if name)
-                raise StudyError(f"unknown {what} {getattr(self, what)!r}; allowed: {names}")
-        for what, least in (
-            ("trials", 1),
-            ("epochs", 1),
-            ("batch_size", 1),
-            ("confirm_blocks", 0),
-            ("finalists", 1),
-            ("seed", 0),
-        ):
-            value = getattr(self, what)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise StudyError(f"{what} {value!r}: a whole number from {least} is needed")
-        if self.slots != "auto" and (not isinstance(self.slots, int) or self.slots < 1):
-            raise StudyError(f"slots {self.slots!r}: 'auto' or a whole number from 1 is needed")
-        seconds(self.time)
+        settings.check({name: getattr(self, name) for name in self.__dataclass_fields__})
+
+    def __repr__(self) -> str:
+        # Without the fields: the store's URL may hold a password.
+        return f"Study({self.name!r}, store={hide(self.url)!r})"
 
     # The definition
 
@@ -279,8 +197,8 @@ class Study:
             "objective": self.objective,
             "direction": "maximize" if self.maximizes else "minimize",
             "training": {
-                "loss": self.loss if isinstance(self.loss, str) else _qualified(self.loss),
-                "train": _qualified(self.train) if self.train else None,
+                "loss": self.loss if isinstance(self.loss, str) else qualified(self.loss),
+                "train": qualified(self.train) if self.train else None,
                 "epochs": self.epochs,
                 "batch_size": self.batch_size,
                 "optimizer": self.optimizer,
@@ -291,12 +209,6 @@ class Study:
             },
             "seed": self.seed,
         }
-
-    def rungs(self) -> frozenset[int]:
-        """Return the epochs at which a pruner compares trials: an eighth, a quarter, a half."""
-        if self.pruner == "none":
-            return frozenset()
-        return frozenset(-(-self.epochs // part) for part in (8, 4, 2)) - {self.epochs}
 
     # The run
 
@@ -319,7 +231,8 @@ class Study:
         """
         changes = {"trials": trials, "time": time}
         study = self.using(**{name: value for name, value in changes.items() if value is not None})
-        with progress or suitable_progress() as shown, Interrupt(shown.message) as interrupt:
+        progress = suitable_progress() if progress is None else progress
+        with progress as shown, Interrupt(shown.message) as interrupt:
             return _Run(study, shown, interrupt).result()
 
 
@@ -331,55 +244,63 @@ class _Run:
         self.clockwork = Clockwork()
         self.fixed = study.space.fixed_plans(study.as_given())
         self.task = study.task(_all_kinds(study.space, self.fixed.values()))
+        self.definition = study.definition()
+        self.direction = self.definition["direction"]
         self.device = pick_device(study.device)
-        self.fused = True
+        #: The trainer to use; None: not known before it is measured.
+        self.kind = {"serial": SerialTrainer, "fused": FusedTrainer}.get(study.trainer)
+        if study.train is None and study.objective not in metric_names(self.task):
+            raise StudyError(
+                f"objective {study.objective!r} is not among the metrics "
+                f"({', '.join(metric_names(self.task))}); choose one of them"
+            )
 
     def result(self) -> Result:
         """Run what is left to do and return the answer."""
         with Store(self.study.url) as store:
             self.store = store
             with self.clockwork("store"):
-                self.study_id = self._open()
-                store.interrupt_runs(self.study_id)
-            with self.clockwork("search"):
+                stored = store.study(self.study.name)
+            if stored is not None:
+                check_same(self.study.name, stored["definition"], self.definition)
+            with self.clockwork("search"):  # refuses what it cannot do before anything is stored
                 self.search = self._open_search()
             try:
+                self.study_id = self._record(stored)
                 return self._search_and_confirm()
             finally:
                 self.search.close()
 
-    def _open(self) -> int:
-        """Return the study's id in the store, new or the same as before."""
-        study, definition = self.study, self.study.definition()
-        stored = self.store.study(study.name)
-        if stored is None:
-            sites = [site.to_json() for site in study.space.sites]
-            return self.store.create_study(study.name, definition, _environment(), sites)
-        differs = [k for k, v in definition.items() if stored["definition"].get(k) != v]
-        if differs:
-            raise StudyError(
-                f"study {study.name!r} is stored with another {', '.join(differs)}; put it back, "
-                "or take a new name (--study NAME)"
-            )
-        return stored["id"]
-
     def _open_search(self) -> Search:
         study = self.study
-        search = Search(
+        return Search(
             study.url,
             study.name,
             study.space,
-            direction="maximize" if study.maximizes else "minimize",
+            direction=self.direction,
             sampler=study.sampler,
             pruner=study.pruner,
             seed=study.seed,
             epochs=study.epochs,
-            rungs=sorted(study.rungs()),
+            rungs=sorted(settings.rungs(study.epochs, study.pruner)),
             prepare_engine=prepare_engine,
         )
-        for name, plan in self.fixed.items():
-            search.enqueue(name, plan)
-        return search
+
+    def _record(self, stored: Mapping[str, Any] | None) -> int:
+        """Make the store ready for runs; return the study's id in it."""
+        with self.clockwork("store"):
+            if stored is None:
+                sites = [site.to_json() for site in self.study.space.sites]
+                study_id = self.store.create_study(
+                    self.study.name, self.definition, environment(), sites
+                )
+            else:
+                study_id = stored["id"]
+                self.store.interrupt_runs(study_id)
+        with self.clockwork("search"):
+            for name, plan in self.fixed.items():
+                self.search.enqueue(name, plan)
+        return study_id
 
     def _search_and_confirm(self) -> Result:
         study = self.study
@@ -398,121 +319,102 @@ class _Run:
             self.search,
             block_seed(study.seed, 0),
             trials=study.trials,
-            deadline=self._deadline(),
-            rungs=study.rungs(),
-            best=self._best_value,
+            seconds=settings.seconds(study.time),
+            rungs=settings.rungs(study.epochs, study.pruner),
         )
         arms = self._arms()
         blocks = {n: block_seed(study.seed, n) for n in range(1, study.confirm_blocks + 1)}
-        confirmed = loop.confirm(arms, blocks) if arms else 0
-        finished_before = self.search.finished == before and not confirmed
-        if finished_before:
-            self.shown.message(
-                f"study {study.name!r} is finished: {before} of {study.trials} trials, "
-                f"{study.confirm_blocks} blocks of confirmation; for more, raise --trials or "
-                "--confirm-blocks"
-            )
-        answer = self._answer(arms, list(blocks))
+        trained = loop.confirm(arms, blocks)
+        finished_before = self.search.finished == before and not trained
+        answer = self._answer(arms, blocks)
         with self.clockwork("store"):
-            if confirmed or self.store.verdict(self.study_id) is None:
-                self.store.save_verdict(self.study_id, self._row(answer))
+            self._save(answer)
+        if finished_before:
+            self.shown.message(self._finished(before))
         return replace(
             answer, finished_before=finished_before, seconds=dict(self.clockwork.seconds)
         )
 
-    def _deadline(self) -> float | None:
-        limit = seconds(self.study.time)
-        if limit is None:
-            return None
-        trials = self.store.queries().trials(self.study.name)
-        return time.monotonic() + limit - sum(trial["seconds"] or 0.0 for trial in trials)
-
-    def _best_value(self) -> float | None:
-        best = self.search.best()
-        return best[2] if best else None
-
-    def _make_trainer(self, slots: int | str) -> Trainer:
+    def _make_trainer(self, most: int | None) -> Trainer:
+        """Return a trainer of at most so many slots; None: as many as suit the search."""
         study = self.study
+        own = None if study.slots == "auto" else study.slots
+        if study.train is not None or self.kind is SerialTrainer:
+            own = own or 1  # members that take turns only take memory
+        slots = min((n for n in (own, most) if n is not None), default=None)
         if study.train is not None:
-            return FunctionTrainer(
-                self.task, study.train, 1 if slots == "auto" else slots, self.device
-            )
-        if slots != "auto":
-            kind = FusedTrainer if self.fused else SerialTrainer
-            return kind(self.task, slots, self.device)
+            return FunctionTrainer(self.task, study.train, slots, self.device)
+        if self.kind is not None and slots is not None:
+            return self.kind(self.task, slots, self.device)
         trainer = choose(
             self.task,
             trainer=study.trainer,
-            slots=study.slots,
+            slots=slots or "auto",
             most=min(max(8, study.trials // 4), _WIDEST),
             device=self.device,
             say=self.shown.message,
         )
-        self.fused = isinstance(trainer, FusedTrainer)
+        self.kind = type(trainer)
         return trainer
 
     # The answer
 
     def _arms(self) -> dict[str, Plan]:
         """Return what is confirmed: the controls, and the best plans of the search."""
-        if self.study.confirm_blocks == 0 or self.search.best() is None:
+        if self.search.best() is None:
             return {}
         arms = {name: self.fixed[name] for name in (CONTROL, AS_GIVEN) if name in self.fixed}
         chosen = self.search.finalists(self.study.finalists, exclude=arms.values())
         return arms | {f"finalist {i}": plan for i, (_, plan, _) in enumerate(chosen, 1)}
 
-    def _answer(self, arms: Mapping[str, Plan], blocks: Sequence[int]) -> Result:
+    def _answer(self, arms: Mapping[str, Plan], blocks: Iterable[int]) -> Result:
+        """Return what the stored runs say; blocks beyond those asked for count too."""
         study = self.study
-        if not arms:
-            best = self.search.best()
-            verdict = Verdict("undecided", CONTROL, None, "undecided: nothing was confirmed")
-            plan = best[1] if best else Plan.none()
-            winner = {"trial": best[0], "value": best[2]} if best else None
-            return Result(study.name, verdict, plan, study.objective, winner, None, None, None)
-        runs = {
-            (run["block"], Plan.from_json(run["plan"])): run
-            for run in self.store.confirm_runs(self.study_id)
-        }
-        by_arm = {arm: [runs.get((block, plan)) for block in blocks] for arm, plan in arms.items()}
-        values = {arm: [_final(run, study.objective) for run in by_arm[arm]] for arm in arms}
-        verdict = decide(
-            values,
-            direction="maximize" if study.maximizes else "minimize",
-            objective=study.objective,
-            finalists=[arm for arm in arms if arm != CONTROL],
+        with self.clockwork("store"):
+            ended = self.store.confirm_runs(self.study_id)
+        runs = {(run["block"], Plan.from_json(run["plan"])): run for run in ended}
+        counted = sorted({*blocks, *complete_blocks(arms.values(), runs)}) if arms else []
+        if not counted:
+            return unconfirmed(
+                study.name, study.objective, self.search.best(), self._why_unconfirmed()
+            )
+        return confirmed(
+            study.name,
+            study.objective,
+            self.direction,
+            arms=arms,
+            blocks=counted,
+            runs=runs,
+            searched={plan: (n, value) for n, plan, value in self.search.finalists(10**9)},
             unit="nats" if study.objective == "val_loss" and _is_nats(study.loss) else "",
         )
-        searched = {plan: (n, value) for n, plan, value in self.search.finalists(10**9)}
-        return Result(
-            study.name,
-            verdict,
-            arms[verdict.arm],
-            study.objective,
-            _arm(verdict.arm, values, arms, searched),
-            _arm(CONTROL, values, arms, searched),
-            verdict.difference,
-            _test(by_arm, verdict.arm),
+
+    def _save(self, answer: Result) -> None:
+        """Store the verdict unless it is stored; a death may have come in before."""
+        row = answer.to_row(self.direction)
+        stored = self.store.verdict(self.study_id) or {}
+        if any(stored.get(key, "missing") != value for key, value in row.items()):
+            self.store.save_verdict(self.study_id, row)
+
+    def _why_unconfirmed(self) -> str:
+        if self.search.best() is not None:
+            return "nothing was confirmed; set confirm_blocks (--confirm-blocks) to 2 or more"
+        counts = self.search.counts()
+        return (
+            f"no trial was complete ({counts.failed} failed, {counts.pruned} pruned); "
+            f"`droptune show --study {self.study.name} --trial 0` says why, or give more time"
         )
 
-    def _row(self, answer: Result) -> dict[str, Any]:
-        difference = answer.difference
-        return {
-            "verdict": answer.verdict.verdict,
-            "text": str(answer.verdict),
-            "plan": answer.plan.to_json(),
-            "objective": answer.objective,
-            "direction": "maximize" if self.study.maximizes else "minimize",
-            "difference": difference.mean if difference else None,
-            "low": difference.low if difference else None,
-            "high": difference.high if difference else None,
-            "p_value": difference.p_value if difference else None,
-            "blocks": difference.n if difference else 0,
-            "level": difference.level if difference else 0.95,
-            "best": answer.best,
-            "control": answer.control,
-            "test": answer.test,
-            "details": answer.verdict.details,
-        }
+    def _finished(self, trials: int) -> str:
+        """Return the line that says that nothing was left to do, and what would change it."""
+        study = self.study
+        more = "raise --trials or --confirm-blocks"
+        if trials < study.trials:
+            more = "raise --time" if study.time is not None else "its grid has no further plan"
+        return (
+            f"study {study.name!r} is finished: {trials} of {study.trials} trials, "
+            f"{study.confirm_blocks} blocks of confirmation; for more: {more}"
+        )
 
 
 def block_seed(seed: int, block: int) -> int:
@@ -520,25 +422,7 @@ def block_seed(seed: int, block: int) -> int:
     return derive(seed, "block", block) % 2**31
 
 
-def seconds(limit: float | str | None) -> float | None:
-    """Return a time budget in seconds.
-
-    Args:
-        limit: seconds, or text such as "90s", "10m", "1.5h"; None: no limit.
-
-    Raises:
-        StudyError: it is neither, or not above 0.
-    """
-    if limit is None:
-        return None
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([smh]?)\s*", str(limit))
-    value = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
-    if value <= 0:
-        raise StudyError(f"time {limit!r}: give seconds above 0, or text such as 90s, 10m, 2h")
-    return value
-
-
-def _all_kinds(space: Space, fixed: Any) -> dict[str, tuple[str, ...]]:
+def _all_kinds(space: Space, fixed: Iterable[Plan]) -> dict[str, tuple[str, ...]]:
     """Return the kinds at each site: those of the space, and those that fixed plans use."""
     kinds = {site: list(names) for site, names in space.kinds.items()}
     for plan in fixed:
@@ -548,72 +432,5 @@ def _all_kinds(space: Space, fixed: Any) -> dict[str, tuple[str, ...]]:
     return {site: tuple(names) for site, names in kinds.items()}
 
 
-def _final(run: Mapping[str, Any] | None, objective: str) -> float:
-    """Return the objective at a run's last epoch; NaN if it diverged or was not run."""
-    if run is None or run["state"] != "complete":
-        return float("nan")
-    value = (run["metrics"] or {}).get(objective)
-    return float("nan") if value is None else value
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    finite = [value for value in values if value == value]
-    return fmean(finite) if finite else None
-
-
-def _arm(
-    arm: str,
-    values: Mapping[str, Sequence[float]],
-    arms: Mapping[str, Plan],
-    searched: Mapping[Plan, tuple[int, float]],
-) -> dict[str, Any]:
-    trial, lucky = searched.get(arms[arm], (None, None))
-    return {"arm": arm, "value": _mean(values[arm]), "trial": trial, "search_value": lucky}
-
-
-def _test(
-    by_arm: Mapping[str, Sequence[Mapping[str, Any] | None]], winner: str
-) -> dict[str, Any] | None:
-    """Return the means on the test split of winner and control, and their difference."""
-    tests = {
-        arm: [(run or {}).get("test") or {} for run in by_arm[arm]]
-        for arm in dict.fromkeys((winner, CONTROL))
-    }
-    names = list(dict.fromkeys(name for scores in tests[CONTROL] for name in scores))
-    if not names:
-        return None
-    nan = float("nan")
-    result: dict[str, Any] = {}
-    for name in names:
-        columns = {arm: [s.get(name, nan) for s in scores] for arm, scores in tests.items()}
-        entry: dict[str, Any] = {"best": _mean(columns[winner]), "control": _mean(columns[CONTROL])}
-        if winner != CONTROL:
-            difference = paired_difference(columns[winner], columns[CONTROL])
-            entry["difference"] = {**asdict(difference)}
-        result[name] = entry
-    return result
-
-
 def _is_nats(loss: Any) -> bool:
     return loss in ("cross_entropy", "binary_cross_entropy")
-
-
-def _qualified(function: Any) -> str:
-    module = getattr(function, "__module__", "?")
-    return f"{module}.{getattr(function, '__qualname__', type(function).__qualname__)}"
-
-
-def _environment() -> dict[str, Any]:
-    packages = ("droptune", "torch", "optuna", "sqlalchemy", "numpy")
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except ModuleNotFoundError:
-            found[package] = None
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processors": os.cpu_count(),
-        **found,
-    }

@@ -77,6 +77,16 @@ CONFIRM_RUNS = """
     WHERE r.study_id = :study AND r.phase = 'confirm' AND r.state IN ('complete', 'failed')
     ORDER BY r.block, r.id
 """
+SEARCH_RUNS = """
+    SELECT r.trial_number, r.state, r.message, c.metrics
+    FROM droptune_run r
+    LEFT JOIN droptune_curve c ON c.run_id = r.id AND c.epoch = r.epochs
+    WHERE r.study_id = :study AND r.phase = 'search' AND r.state IN ('complete', 'failed')
+    ORDER BY r.id
+"""
+SEARCH_SECONDS = """
+    SELECT sum(seconds) AS seconds FROM droptune_run WHERE study_id = :study AND phase = 'search'
+"""
 JSON_COLUMNS = frozenset(
     "definition environment plan metrics test best control details shape".split()
 )
@@ -301,6 +311,16 @@ class Queries:
 def confirm_runs(reader: Reader, study_id: int) -> list[Row]:
     """Return the confirmation runs of a study that ended, with the metrics they ended on."""
     return _plain(reader.rows(CONFIRM_RUNS, study=study_id))
+
+
+def search_runs(reader: Reader, study_id: int) -> list[Row]:
+    """Return the search runs of a study that are complete or failed, oldest first."""
+    return _plain(reader.rows(SEARCH_RUNS, study=study_id))
+
+
+def search_seconds(reader: Reader, study_id: int) -> float:
+    """Return the seconds of training of all search runs of a study."""
+    return reader.rows(SEARCH_SECONDS, study=study_id)[0]["seconds"] or 0.0
 
 
 def _plain(rows: list[Row]) -> list[Row]:

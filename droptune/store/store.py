@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from droptune.errors import StudyError
 from droptune.store import migrate
 from droptune.store.engine import READS, explained, finite, open_engine
-from droptune.store.queries import Queries, confirm_runs
+from droptune.store.queries import Queries, confirm_runs, search_runs, search_seconds
 from droptune.store.reader import EngineReader
 from droptune.store.schema import CurveRow, RunRow, SiteRow, StudyRow, VerdictRow
 from droptune.store.url import hide
@@ -241,6 +241,21 @@ class Store:
             epochs, seconds, message, and metrics (of its last epoch, None when it has none).
         """
         return confirm_runs(EngineReader(self._reading), study_id)
+
+    def search_runs(self, study_id: int) -> list[dict[str, Any]]:
+        """Return the search runs that are complete or failed, oldest first.
+
+        Returns:
+            trial_number, state, message and metrics (of the last epoch) of each.
+        """
+        return search_runs(EngineReader(self._reading), study_id)
+
+    def search_seconds(self, study_id: int) -> float:
+        """Return the seconds of training of all search runs, however they ended.
+
+        Runs that a dead process left are not counted: how long they took is not known.
+        """
+        return search_seconds(EngineReader(self._reading), study_id)
 
     def save_verdict(self, study_id: int, verdict: Mapping[str, Any]) -> None:
         """Store a verdict; keys are the columns of `droptune_verdict`."""

@@ -1,0 +1,251 @@
+"""The members that train now: on the trainer, and as runs in the store."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from droptune.errors import StudyError, TrainingError
+from droptune.plan import Plan
+from droptune.search import Asked
+from droptune.store import Store
+from droptune.trainers import Scores, Trainer, is_out_of_memory
+from droptune.watch import Clockwork
+
+#: At most so many slots (None: as suits) -> a trainer.
+MakeTrainer = Callable[[int | None], Trainer]
+
+
+@dataclass
+class Member:
+    """A run that trains now.
+
+    Attributes:
+        run: id in the store.
+        plan: what it trains.
+        arm: "trial", or the name of the plan.
+        asked: its trial; None in confirmation.
+        epochs: how many it has trained.
+        seconds: how long that took.
+        metrics: of its last epoch.
+    """
+
+    run: int
+    plan: Plan
+    arm: str
+    asked: Asked | None = None
+    epochs: int = 0
+    seconds: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class End:
+    """How a member ends: its state in the store, and the objective if it is complete."""
+
+    slot: int
+    state: str
+    value: float | None = None
+    message: str | None = None
+    test: Mapping[str, float] | None = None
+
+
+class Members:
+    """Trains members side by side, block after block, and keeps the record of their runs.
+
+    When memory runs out, all members are lost and the trainer is made anew with half the
+    slots; `lost` then holds what has to start again.
+
+    Args:
+        store: where runs and curves go.
+        study_id: in the store.
+        phase: "search" or "confirm"; the test split is read in "confirm" alone.
+        objective: the metric that decides.
+        epochs: length of a run.
+        make_trainer: makes trainers.
+        most: slots that are of use; None: as many as suit.
+        clockwork: where time is counted.
+        say: is given a line when memory runs out.
+
+    Attributes:
+        seconds: of training so far, of all members together.
+        lost: members that have to start again; whoever starts them clears it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        study_id: int,
+        *,
+        phase: str,
+        objective: str,
+        epochs: int,
+        make_trainer: MakeTrainer,
+        most: int | None,
+        clockwork: Clockwork,
+        say: Callable[[str], object],
+    ) -> None:
+        self._store, self._study_id, self._phase = store, study_id, phase
+        self._objective, self._epochs = objective, epochs
+        self._make_trainer, self._clockwork, self._say = make_trainer, clockwork, say
+        self._slots: dict[int, Member] = {}
+        self.lost: list[Member] = []
+        self.seconds = 0.0
+        with clockwork("training"):
+            self._trainer: Trainer = make_trainer(most)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the slots that are taken."""
+        return iter(self._slots)
+
+    def __getitem__(self, slot: int) -> Member:
+        return self._slots[slot]
+
+    @property
+    def free(self) -> bool:
+        """Whether there is a slot for one more member."""
+        return len(self) < self._trainer.slots
+
+    @property
+    def ages(self) -> list[int]:
+        """How many epochs each member has trained."""
+        return [member.epochs for member in self._slots.values()]
+
+    def begin(self, seed: int, block: int) -> None:
+        """Start a block at clock 0; there must be no members."""
+        self._seed, self._block = seed, block
+        with self._clockwork("training"):
+            self._trainer.begin(seed)
+
+    def start(self, plan: Plan, arm: str, asked: Asked | None = None) -> None:
+        """Put a new member into a free slot, and its run into the store."""
+        slot = next(s for s in range(self._trainer.slots) if s not in self._slots)
+        member = Member(self._start_run(slot, plan, arm, asked), plan, arm, asked)
+        self._slots[slot] = member
+        self._call("start", slot, plan)
+
+    def epoch(self) -> tuple[Mapping[int, Scores], list[End]]:
+        """Train all members for an epoch; nothing is stored before `record`.
+
+        Returns:
+            the scores by slot, none if memory ran out; and the ends of those members that
+            have diverged or are complete.
+
+        Raises:
+            StudyError: the objective is not among the metrics.
+            TrainingError: memory ran out with a single slot.
+        """
+        scores = self._call("epoch") or {}
+        ends = [end for slot, score in scores.items() if (end := self._judged(slot, score))]
+        if self._phase == "confirm" and any(end.state == "complete" for end in ends):
+            tests = self._call("test")
+            if tests is None:
+                return {}, []
+            for end in ends:
+                end.test = tests.get(end.slot)
+        return scores, ends
+
+    def record(self, scores: Mapping[int, Scores], ends: Sequence[End]) -> list[Member]:
+        """Store an epoch and its ends in one transaction, and free the slots that ended.
+
+        Returns:
+            the members that ended, in the order of `ends`.
+        """
+        rows = [
+            (self[slot].run, self[slot].epochs, score.train_loss, score.metrics)
+            for slot, score in scores.items()
+        ]
+        with self._clockwork("store"), self._store.transaction():
+            self._store.record(rows)
+            for end in ends:
+                self._end_run(self[end.slot], end.state, end.message, end.test)
+        for end in ends:
+            self._trainer.stop(end.slot)
+        return [self._slots.pop(end.slot) for end in ends]
+
+    def interrupt(self) -> None:
+        """Store that all members were interrupted, and drop them."""
+        with self._clockwork("store"), self._store.transaction():
+            for member in self._slots.values():
+                self._end_run(member, "interrupted")
+        self._slots.clear()
+
+    def _start_run(self, slot: int, plan: Plan, arm: str, asked: Asked | None) -> int:
+        with self._clockwork("store"):
+            return self._store.start_run(
+                self._study_id,
+                phase=self._phase,
+                arm=arm,
+                plan=plan.to_json(),
+                seed=self._seed,
+                block=self._block,
+                clock=self._trainer.clock,
+                slot=slot,
+                trainer=self._trainer.name,
+                device=str(self._trainer.device),
+                trial_number=asked.number if asked else None,
+            )
+
+    def _end_run(
+        self,
+        member: Member,
+        state: str,
+        message: str | None = None,
+        test: Mapping[str, float] | None = None,
+    ) -> None:
+        self._store.end_run(
+            member.run,
+            state,
+            seconds=member.seconds,
+            epochs=member.epochs,
+            message=message,
+            test=test,
+        )
+
+    def _judged(self, slot: int, score: Scores) -> End | None:
+        """Count a member's epoch; return its end if it has diverged or is complete."""
+        member = self[slot]
+        member.epochs += 1
+        member.seconds += score.seconds
+        member.metrics = score.metrics
+        self.seconds += score.seconds
+        if score.failed:
+            return End(slot, "failed", math.nan, f"{score.failed} at epoch {member.epochs}")
+        if self._objective not in score.metrics:
+            raise StudyError(
+                f"objective {self._objective!r} is not among the metrics "
+                f"({', '.join(score.metrics) or 'none'}); choose one of them"
+            )
+        if member.epochs >= self._epochs:
+            return End(slot, "complete", score.metrics[self._objective])
+        return None
+
+    def _call(self, method: str, *args: Any) -> Any:
+        """Return what the trainer's method returns, or None if memory ran out."""
+        try:
+            with self._clockwork("training"):
+                return getattr(self._trainer, method)(*args)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if self._trainer.slots == 1:
+                raise TrainingError(
+                    "out of memory with one member at a time; take a smaller batch_size or "
+                    "model, or another device"
+                ) from error
+        self._narrow()  # here, where no traceback holds on to the old trainer's tensors
+        return None
+
+    def _narrow(self) -> None:
+        """Make the trainer anew with half the slots, at the same clock of the same block."""
+        before, clock = self._trainer.slots, self._trainer.clock
+        self.lost += self._slots.values()
+        self.interrupt()
+        del self._trainer  # its memory is needed
+        self._say(f"out of memory at {before} members at once; goes on with {before // 2}")
+        with self._clockwork("training"):
+            self._trainer = self._make_trainer(before // 2)
+            self._trainer.begin(self._seed, clock)

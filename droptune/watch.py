@@ -1,0 +1,142 @@
+"""What is watched while a study runs: Ctrl-C, where the time goes, and how far it is."""
+
+import signal
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from types import FrameType
+
+from droptune.progress import Progress, Status
+
+
+@dataclass
+class Clockwork:
+    """Where the time of a study goes, in seconds by "training", "search" and "store"."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        """Count the time of a `with` block."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] += time.perf_counter() - started
+
+
+class Interrupt:
+    """Turns the first Ctrl-C into a wish to stop at the end of the epoch; the second stops now.
+
+    Outside the main thread, where signals cannot be caught, it never wishes.
+
+    Args:
+        say: is given one line when the first Ctrl-C comes.
+    """
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        self.wished = False
+        self._say = say
+
+    def __enter__(self) -> "Interrupt":
+        self._ours = threading.current_thread() is threading.main_thread()
+        if self._ours:
+            self._before = signal.signal(signal.SIGINT, self._wish)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._ours:
+            signal.signal(signal.SIGINT, self._before)
+
+    def obey(self) -> None:
+        """Raise KeyboardInterrupt if Ctrl-C was pressed."""
+        if self.wished:
+            raise KeyboardInterrupt
+
+    def _wish(self, number: int, frame: FrameType | None) -> None:
+        if self.wished:
+            raise KeyboardInterrupt
+        self.wished = True
+        with suppress(RuntimeError):  # the signal came while the same stream was being written
+            self._say("stopping at the end of this epoch; Ctrl-C again stops at once")
+
+
+class Meter:
+    """How far one phase of a study is, and how long it will take.
+
+    Args:
+        progress: is told.
+        phase: "search" or "confirm".
+        objective: name of the metric that decides.
+        epochs: length of a run that is not stopped early.
+        total: trials (search) or runs (confirm) of the whole phase.
+    """
+
+    def __init__(
+        self, progress: Progress, phase: str, objective: str, epochs: int, total: int
+    ) -> None:
+        self._progress, self._phase, self._objective = progress, phase, objective
+        self._length, self._total = epochs, total
+        self._began = time.monotonic()
+        self._trained = 0  # epochs of single runs, now and in `_ended`
+        self._ended: list[int] = []  # the epochs that each ended run took
+
+    def epoch(self, members: int, ended: Sequence[int]) -> None:
+        """Count one epoch of so many members.
+
+        Args:
+            members: that trained.
+            ended: of those that ended with it, how many epochs each took.
+        """
+        self._trained += members
+        self._ended += ended
+
+    def show(
+        self,
+        *,
+        done: int,
+        running: Sequence[int],
+        pruned: int = 0,
+        failed: int = 0,
+        best: float | None = None,
+        seconds_left: float | None = None,
+    ) -> None:
+        """Tell the progress.
+
+        Args:
+            done: trials or runs of the whole phase that have ended, however they ended.
+            running: epochs so far of those that train now.
+            pruned: how many of `done` were stopped early.
+            failed: how many of `done` failed.
+            best: value of the objective so far.
+            seconds_left: of a time budget; None without one.
+        """
+        elapsed = time.monotonic() - self._began
+        speed = self._trained / elapsed if elapsed > 0 else None
+        left = self._left(speed, done, running) if speed else None
+        if seconds_left is not None:
+            left = seconds_left if left is None else min(left, seconds_left)
+        self._progress.update(
+            Status(
+                phase=self._phase,
+                done=done,
+                total=self._total,
+                running=len(running),
+                pruned=pruned,
+                failed=failed,
+                best=best,
+                objective=self._objective,
+                epochs_per_second=speed,
+                seconds_left=left,
+                elapsed=elapsed,
+            )
+        )
+
+    def _left(self, speed: float, done: int, running: Sequence[int]) -> float:
+        """Return seconds to the end, if runs to come are as long as those that have ended."""
+        usual = sum(self._ended) / len(self._ended) if self._ended else self._length
+        to_come = max(self._total - done - len(running), 0) * usual
+        return (to_come + sum(self._length - age for age in running)) / speed

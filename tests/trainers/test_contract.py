@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from droptune.data import batches
 from droptune.errors import PlanError, TrainingError
@@ -38,7 +39,9 @@ def begun(trainer: Trainer, plans: dict[int, Plan], seed=3, clock=0) -> Trainer:
 
 def through_a_file(saved: Saved) -> Saved:
     """Return it as it comes back from disk: JSON, and tensors with memory of their own."""
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in saved.tensors.items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in saved.tensors.items()
+    }
     return Saved(tensors, json.loads(json.dumps(saved.rest)))
 
 
@@ -281,6 +284,20 @@ class PacedContract(TrainerContract):
         other.restore(through_a_file(trainer.save()))
         assert curves(other, 2) == curves(trainer, 2)
 
+    def test_saved_convolutions_go_on_as_if_never_interrupted(self, make, make_data):
+        changes = {
+            "data": make_data(shape=(2, 5, 5)),
+            "model": lambda: nn.Sequential(
+                nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(36, 3)
+            ),
+            "kinds": {"1": ("channel",)},
+        }
+        trainer = begun(make(2, **changes), {0: NONE, 1: Plan({"1": ("channel", 0.4)})})
+        curves(trainer, 1)
+        other = make(2, **changes)
+        other.restore(through_a_file(trainer.save()))
+        assert curves(other, 2) == curves(trainer, 2)
+
     def test_a_loss_that_becomes_nan_ends_that_member_alone(self, make):
         def fragile(output, target):
             bad = output.abs().amax() > 50
@@ -293,7 +310,7 @@ class PacedContract(TrainerContract):
         assert scores[1].failed == "diverged: train_loss is nan"
 
     def test_randomness_of_the_models_own_does_not_depend_on_company(self, make, mlp):
-        class Noisy(torch.nn.Module):
+        class Noisy(nn.Module):
             """Adds noise of its own, also when scored."""
 
             def __init__(self):

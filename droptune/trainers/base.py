@@ -303,21 +303,25 @@ def stacked_losses(loss: str | Loss, output: Tensor, target: Tensor) -> Tensor:
     return each.view(members, -1).mean(1)
 
 
-def correct(loss: str | Loss, output: Tensor, target: Tensor) -> Tensor | None:
+def correct(
+    loss: str | Loss, output: Tensor, target: Tensor, stacked: bool = False
+) -> Tensor | None:
     """Tell which predictions are right; None where the loss says nothing of classes.
 
     Args:
-        output: `... x batch x classes` logits, or `... x batch (x 1)` logits of class 1, or
-            `... x batch x labels` logits of several labels a sample.
+        loss: a name or a function, as in `Task`.
+        output: `batch x classes` logits, or `batch (x 1)` logits of class 1, or
+            `batch x labels` logits of several labels a sample.
         target: `batch` labels, or `batch x labels` of 0 and 1.
+        stacked: outputs have an axis of members in front.
 
     Returns:
-        `... x batch` of 0 and 1, or of the share of labels that are right.
+        `(members x) batch` of 0 and 1, or of the share of labels that are right.
     """
     if loss == "cross_entropy" and target.dim() == 1:
         return (output.argmax(-1) == target).float()
     if loss == "binary_cross_entropy":
-        if output.shape[-1] == 1 and output.shape[-1:] != target.shape[-1:]:
+        if output.dim() == stacked + target.dim() + 1:
             output = output.squeeze(-1)
         hits = ((output > 0) == (target > 0.5)).float()
         return hits if target.dim() == 1 else hits.flatten(1 - target.dim()).mean(-1)

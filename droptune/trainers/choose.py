@@ -43,7 +43,7 @@ def choose(
     """
     if trainer not in TRAINERS:
         raise TrainingError(f"unknown trainer {trainer!r}; allowed: {', '.join(TRAINERS)}")
-    if slots != "auto" and (not isinstance(slots, int) or slots < 1):
+    if slots != "auto" and (not isinstance(slots, int) or isinstance(slots, bool) or slots < 1):
         raise TrainingError(f"slots {slots!r}: 'auto' or a whole number from 1 is needed")
     if trainer == "serial":
         return SerialTrainer(task, 1 if slots == "auto" else slots, device)
@@ -57,7 +57,10 @@ def choose(
             raise
         say(str(error).replace("; use trainer='serial'", ", so it is trained serially"))
         return serial
-    if fused is None or (alone is not None and seconds >= alone):
+    if fused is None:
+        say(f"trains serially: memory ends below {widths[0]} members at once")
+        return serial
+    if alone is not None and seconds >= alone:
         say("trains serially: on this model one member at a time is fastest")
         return serial
     gain = "" if alone is None else f", {alone / seconds:.1f} times as fast as one at a time"

@@ -146,7 +146,11 @@ class FusedTrainer:
         self.begin(seed=0)
         for slot in range(members):
             self.start(slot, Plan.none())
-        self._train(2)
+        # Whatever is traced is traced before the clock starts; a model that cannot be scored
+        # fused shows now and not at the end of the first epoch.
+        self._train(steps)
+        val, size = self._data.val, EVAL_BATCHES * self.task.batch_size
+        self._score(Split(val.x[:size], val.y[:size]), "val")
         started = time.perf_counter()
         self._train(steps).tolist()  # read back, so that the device has finished
         return (time.perf_counter() - started) / (min(steps, self.task.steps) * members)
@@ -304,7 +308,7 @@ class FusedTrainer:
     def _eval_step(self, *flat: Tensor) -> list[Tensor]:
         with torch.no_grad():
             output, _, y = self._forward(flat)
-            right = correct(self.task.loss, output, y)
+            right = correct(self.task.loss, output, y, stacked=True)
             losses = stacked_losses(self.task.loss, output, y)
         return [losses] if right is None else [losses, right.sum(1)]
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from droptune.data import Split
 from droptune.errors import ModelError
 from droptune.kinds import KINDS
 from droptune.plan import Plan
@@ -325,6 +326,27 @@ def test_every_loss(make_task, make_data, mlp, weights, loss, classes, out, metr
     assert_twins(task, site_plans(["1", "3"]), weights)
     fused, _ = pair(task, [Plan.none()])
     assert len(fused.epoch()[0].metrics) == metrics
+
+
+def test_several_labels_a_sample(make_task, make_data, mlp, weights):
+    data = make_data(rows=41, classes=2)
+    for name in ("train", "val", "test"):
+        split = getattr(data, name)
+        labels = torch.stack([split.y, 1 - split.y, split.x[:, 0] > 0], 1)
+        setattr(data, name, Split(split.x.double(), labels))
+    task = make_task(data, model=lambda: mlp().double(), loss="binary_cross_entropy")
+    assert_twins(task, site_plans(["1"]), weights)
+    fused, serial = pair(task, [Plan.none()])
+    for trainer in (fused, serial):
+        assert 0 <= trainer.epoch()[0].metrics["val_accuracy"] <= 1
+
+
+def test_a_last_evaluation_batch_of_one_sample(make_task, make_data, mlp, weights):
+    data = make_data(classes=2, dtype=torch.float64)
+    data.val = Split(data.val.x[:9], data.val.y[:9])
+    model = lambda: mlp(out=1).double()  # noqa: E731
+    task = make_task(data, model=model, loss="binary_cross_entropy", batch_size=1, epochs=1)
+    assert_twins(task, site_plans(["1"]), weights, epochs=1)
 
 
 def test_widths_grow_and_shrink_with_the_members(make_task):

@@ -385,9 +385,7 @@ def test_a_whole_training_step_equals_the_function():
     def function(*flat):
         *weights, x, y = flat
         leaves = [w.detach().requires_grad_() for w in weights]
-        call = torch.vmap(
-            lambda *w: functional_call(model, dict(zip(names, w, strict=True)), (x,))
-        )
+        call = torch.vmap(lambda *w: functional_call(model, dict(zip(names, w, strict=True)), (x,)))
         output = call(*leaves)
         losses = F.cross_entropy(output.flatten(0, 1), y.repeat(3), reduction="none")
         losses = losses.view(3, -1).mean(1)

@@ -1,0 +1,97 @@
+"""Stacked optimisers step each member as torch's own would."""
+
+import pytest
+import torch
+
+from droptune.trainers.stacking import Pace, StackedAdamW, StackedSGD
+
+SHAPES = [(5, 4), (4,), (), (2, 3, 3, 3)]
+#: Learning rate, weight decay and steps taken before this block: some equal, some not.
+PACES = [(1e-2, 0.01, 0), (1e-2, 0.01, 0), (3e-3, 0.01, 0), (1e-2, 0.5, 4), (1e-2, 0.0, 4)]
+
+
+def stacks(members, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(members, *s, generator=generator, dtype=torch.float64) for s in SHAPES]
+
+
+def reference(optimizer, member, lr, decay, age, factors):
+    """Return the weights after the member's steps, by torch's plain loop over tensors."""
+    params = [stack[member].clone().requires_grad_() for stack in stacks(len(PACES))]
+    if optimizer is StackedAdamW:
+        torchs = torch.optim.AdamW(params, lr, weight_decay=decay, foreach=False)
+    else:
+        torchs = torch.optim.SGD(params, lr, momentum=0.9, weight_decay=decay, foreach=False)
+    for parameter in params if age else ():
+        state = torchs.state[parameter]
+        if optimizer is StackedAdamW:
+            state["step"] = torch.tensor(float(age))
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+    for step, factor in enumerate(factors):
+        torchs.param_groups[0]["lr"] = lr * factor
+        for parameter, grad in zip(params, stacks(len(PACES), seed=step + 1), strict=True):
+            parameter.grad = grad[member].clone()
+        torchs.step()
+    return [parameter.detach() for parameter in params]
+
+
+def stepped(optimizer, factors, change=lambda grad: grad):
+    paces = [Pace(*pace) for pace in PACES]
+    params = stacks(len(PACES))
+    mine = StackedSGD(params, 0.9) if optimizer is StackedSGD else StackedAdamW(params)
+    for step, factor in enumerate(factors):
+        grads = [change(grad) for grad in stacks(len(PACES), seed=step + 1)]
+        mine.step(grads, paces, [pace.lr * factor for pace in paces])
+        for pace in paces:
+            pace.age += 1
+    return mine
+
+
+@pytest.mark.parametrize("optimizer", [StackedAdamW, StackedSGD])
+@pytest.mark.parametrize("factors", [[1.0] * 4, [0.1, 0.7, 1.0, 0.0]], ids=["constant", "moving"])
+def test_each_member_is_stepped_as_by_torch(optimizer, factors):
+    mine = stepped(optimizer, factors)
+    for member, (lr, decay, age) in enumerate(PACES):
+        expected = reference(optimizer, member, lr, decay, age, factors)
+        for stack, parameter in zip(mine.params, expected, strict=True):
+            torch.testing.assert_close(stack[member], parameter, rtol=1e-12, atol=1e-12)
+
+
+def turned(grad):
+    """Return the same numbers with other strides."""
+    return grad.transpose(0, -1).contiguous().transpose(0, -1) if grad.dim() > 1 else grad
+
+
+@pytest.mark.parametrize("optimizer", [StackedAdamW, StackedSGD])
+def test_gradients_may_have_any_strides(optimizer):
+    assert not turned(stacks(2)[0]).is_contiguous()
+    one, other = stepped(optimizer, [1.0] * 3), stepped(optimizer, [1.0] * 3, turned)
+    assert all(map(torch.equal, one.params, other.params))
+
+
+@pytest.mark.parametrize("optimizer", [StackedAdamW, StackedSGD])
+def test_gradients_are_not_changed(optimizer):
+    grads = stacks(len(PACES), seed=1)
+    before = [grad.clone() for grad in grads]
+    mine = StackedSGD(stacks(5), 0.9) if optimizer is StackedSGD else StackedAdamW(stacks(5))
+    mine.step(grads, [Pace(*pace) for pace in PACES], [0.1] * 5)
+    assert all(map(torch.equal, grads, before))
+
+
+@pytest.mark.parametrize("optimizer", [StackedAdamW, StackedSGD])
+def test_members_of_equal_pace_are_stepped_by_one_call(optimizer, monkeypatch):
+    runs = []
+    monkeypatch.setattr(optimizer, "_update", lambda self, rows, *rest: runs.append(rows))
+    mine = StackedSGD(stacks(4), 0.9) if optimizer is StackedSGD else StackedAdamW(stacks(4))
+    mine.step(stacks(4), [Pace(1e-2, 0.0)] * 4, [1e-2] * 4)
+    assert runs == [slice(None)]
+    mine.step(stacks(4), [Pace(1e-2, 0.0, age) for age in (3, 3, 0, 3)], [1e-2] * 4)
+    assert runs[1:] == [slice(0, 2), slice(2, 3), slice(3, 4)]
+
+
+def test_state_tensors_are_those_that_are_stepped():
+    mine = StackedAdamW(stacks(2))
+    assert [t.shape for t in mine.tensors()] == [p.shape for p in stacks(2)] * 2
+    mine.step(stacks(2, seed=1), [Pace(0.1, 0.0)] * 2, [0.1] * 2)
+    assert all(tensor.abs().sum() > 0 for tensor in mine.tensors())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from droptune import Plan, apply, find_sites, read, remove
 from droptune.errors import ModelError, PlanError
 from droptune.kinds import KINDS
-from droptune.plan import install, installed, seed_noise
+from droptune.plan import Entry, install, installed, seed_noise
 
 ROW = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 IMAGE = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(2))
@@ -244,6 +244,17 @@ def test_the_seed_fixes_the_masks_and_without_one_they_follow_torchs():
     assert not torch.equal(output(0, 1), output(1, 1))
     assert torch.equal(output(None, 1), output(None, 1))
     assert not torch.equal(output(None, 1), output(None, 2))
+
+
+def test_of_several_kinds_at_a_site_only_the_planned_one_acts():
+    model = build(mlp)
+    install(model, {"1": ["standard", "gaussian"]})
+    (dropout,) = installed(model).values()
+    for entry in (Entry("gaussian", 0.2), Entry("standard", 0.3)):
+        dropout.set(entry)
+        assert read(model) == Plan({"1": entry})
+    dropout.set(None)
+    assert read(model) == Plan.none()
 
 
 def test_a_plan_put_on_an_eval_model_stays_in_eval():

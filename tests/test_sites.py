@@ -113,6 +113,22 @@ def test_layers_without_an_activation_between_have_only_input_and_head():
     ]
 
 
+def test_a_layer_that_is_called_twice_is_not_reached_from_behind():
+    def forward(net, x):
+        return net.fc(F.relu(net.b(F.relu(net.b(F.relu(net.a(x)))))))
+
+    model = Net(forward, a=nn.Linear(6, 4), b=nn.Linear(4, 4), fc=nn.Linear(4, 2))
+    assert names(model, ROW) == ["@input", "fc@input"]
+
+
+def test_an_embedding_in_the_middle_is_not_reached_from_behind():
+    def forward(net, row, words):
+        return net.fc(F.relu(net.a(row)) + net.emb(words).mean(1))
+
+    model = Net(forward, a=nn.Linear(6, 4), emb=nn.Embedding(9, 4), fc=nn.Linear(4, 2))
+    assert names(model, (ROW, WORDS)) == ["@input", "fc@input"]
+
+
 def test_a_single_linear_layer_has_only_its_input():
     assert names(nn.Linear(6, 2), ROW) == ["@input"]
 
@@ -308,10 +324,13 @@ def test_an_error_without_text_and_one_with_several_lines_stay_one_line():
     assert "(KeyError: )" in fail(type("KeyError", (Exception,), {})())
 
 
-@pytest.mark.parametrize("plan", [Plan({"1": ("standard", 0.1)}), Plan.none()])
-def test_a_model_with_a_plan_on_it_is_refused_until_the_plan_is_taken_off(plan):
-    model = mlp()
-    model[3] = nn.Dropout(0.1)
+@pytest.mark.parametrize(
+    ("last", "plan"),
+    [(nn.Identity(), Plan({"1": ("standard", 0.1)})), (nn.Dropout(0.1), Plan.none())],
+    ids=["dropout put on", "dropout switched off"],
+)
+def test_a_model_with_a_plan_on_it_is_refused_until_the_plan_is_taken_off(last, plan):
+    model = nn.Sequential(*mlp(), last)
     expected = find_sites(model, ROW)
     droptune.apply(model, plan)
     with pytest.raises(ModelError, match=r"has a plan on it; .*droptune\.remove\(model\)$"):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from droptune.kinds import KINDS, Kind
 from droptune.kinds.alpha import SATURATION
+from droptune.kinds.standard import mask
 
 RATES = [0.1, 0.5, 0.9]
 CHANNELWISE = {"channel", "feature_alpha"}
@@ -162,6 +163,11 @@ def test_a_higher_rate_drops_all_that_a_lower_one_drops(name):
     for lower, higher in zip(masks, masks[1:], strict=False):
         assert not (lower & ~higher).any()
         assert lower.sum() < higher.sum()
+
+
+def test_no_number_in_0_to_1_is_dropped_at_rate_0():
+    edges = torch.tensor([0.0, 2**-24, 1 - 2**-24])
+    assert mask(edges, torch.tensor(0.0)).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("name", sorted(CHANNELWISE))

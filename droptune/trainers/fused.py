@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from droptune.data import Split, batches
@@ -60,9 +60,11 @@ class FusedTrainer:
     def begin(self, seed: int, clock: int = 0) -> None:
         self._seed, self.clock = seed, clock
         model = self.task.build(seed).to(self.device)
-        if not hasattr(self, "_model"):
+        # Later blocks keep the first module: traced programs hold on to its noise, and to all
+        # that is neither parameter nor buffer.
+        if not hasattr(self, "_model") or not _same_constants(model, self._model):
             self._model = model
-        # Later blocks keep the first module: traced programs hold on to its noise.
+            self._programs.clear()
         self._initial = {n: p.detach().clone() for n, p in model.named_parameters()}
         self._trained = [n for n, p in model.named_parameters() if p.requires_grad]
         self._initial_buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
@@ -314,6 +316,19 @@ class FusedTrainer:
 
     def _gpus(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []
+
+
+def _same_constants(one: nn.Module, other: nn.Module) -> bool:
+    """Tell whether two builds of a model keep equal numbers and tensors as plain attributes."""
+    for module, twin in zip(one.modules(), other.modules(), strict=True):
+        for name, value in vars(module).items():
+            same = vars(twin).get(name)
+            if isinstance(value, Tensor):
+                if not isinstance(same, Tensor) or not torch.equal(value, same):
+                    return False
+            elif isinstance(value, int | float) and name != "training" and value != same:
+                return False
+    return True
 
 
 def _repeated(tensor: Tensor, width: int) -> Tensor:

@@ -140,6 +140,27 @@ class TrainerContract:
         again = curves(begun(trainer, {0: HEAVY, 1: NONE}, seed=8), 3)
         assert again == curves(begun(make(2), {0: HEAVY, 1: NONE}, seed=8), 3)
 
+    @pytest.mark.parametrize("kept_as", ["tensor", "number"])
+    def test_what_a_model_draws_and_keeps_as_it_is_belongs_to_its_block(self, make, mlp, kept_as):
+        class Drawn(nn.Module):
+            """Keeps a random number that is neither parameter nor buffer."""
+
+            def __init__(self):
+                super().__init__()
+                self.inner = mlp()
+                drawn = torch.rand(())
+                self.scale = drawn.item() if kept_as == "number" else drawn
+
+            def forward(self, x):
+                return self.inner(x * self.scale)
+
+        if kept_as == "tensor" and self.device != "cpu":
+            pytest.skip("such a tensor does not move with its model")
+        trainer = begun(make(1, model=Drawn, kinds={}), {0: NONE}, seed=3)
+        trainer.epoch()
+        again = curves(begun(trainer, {0: NONE}, seed=4), 2)
+        assert again == curves(begun(make(1, model=Drawn, kinds={}), {0: NONE}, seed=4), 2)
+
     def test_nobody_trains_and_the_clock_stands_still(self, make):
         trainer = make(2)
         trainer.begin(0, 5)
@@ -391,19 +412,25 @@ class TestFunction(TrainerContract):
         trainer.start(slot, WRECK)
 
 
-@pytest.mark.gpu
+ON_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+
+
 class TestSerialOnGpu(TestSerial):
+    pytestmark = ON_GPU
     device = "cuda"
     tolerance = 1e-5
 
 
-@pytest.mark.gpu
 class TestFusedOnGpu(TestFused):
+    pytestmark = ON_GPU
     device = "cuda"
     tolerance = 1e-4
 
 
-@pytest.mark.gpu
 class TestFunctionOnGpu(TestFunction):
+    pytestmark = ON_GPU
     device = "cuda"
     tolerance = 1e-5

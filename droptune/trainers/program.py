@@ -233,8 +233,6 @@ def _reuse_memory(graph: Graph) -> None:
         else:
             node.target = _aten.threshold_backward.grad_input
             node.kwargs = {"grad_input": source}
-        family |= families[node]
-        families.update(dict.fromkeys(family, family))
 
 
 def _reads_last(node: Node, family: set[Node], order: dict[Node, int]) -> bool:

@@ -346,7 +346,10 @@ class PacedContract(TrainerContract):
         alone = begun(make(1, **changes), {0: plan})
         company = begun(make(3, **changes), {0: NONE, 1: NONE, 2: plan})
         self.same(curves(company, 3)[2], curves(alone, 3)[0])
-        assert company.test()[2] == pytest.approx(alone.test()[0], rel=1e-5)
+        torch.manual_seed(1)
+        scores = company.test()[2]
+        torch.manual_seed(2)
+        assert scores == pytest.approx(alone.test()[0], rel=1e-5)
 
 
 class TestSerial(PacedContract):

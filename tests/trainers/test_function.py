@@ -131,7 +131,7 @@ def test_learning_rate_and_weight_decay_are_the_loops_own(make_task):
 
 
 def test_a_stopped_loop_is_closed(make_task):
-    closed = []
+    closed, kept = [], []
 
     def train(model, *, seed, device):
         try:
@@ -140,7 +140,11 @@ def test_a_stopped_loop_is_closed(make_task):
         finally:
             closed.append(seed)
 
-    trainer = started(make_task, train)
+    def keeping(model, **settings):
+        kept.append(train(model, **settings))
+        return kept[0]
+
+    trainer = started(make_task, keeping)
     trainer.epoch()
     trainer.stop(0)
     assert closed == [4]
@@ -154,7 +158,10 @@ def test_random_numbers_of_the_loop_depend_on_its_seed_and_epoch_alone(make_task
     alone = started(make_task, train)
     company = started(make_task, train, slots=2)
     company.start(1, Plan.none())
+    drawn = []
     for _ in range(3):
         torch.rand(5)
         first, both = alone.epoch()[0].metrics, company.epoch()
         assert both[0].metrics == both[1].metrics == first
+        drawn += first.values()
+    assert len(set(drawn)) == 6

@@ -128,6 +128,11 @@ def scaled_twice(x, y):
     return [aten.mul.Scalar(source, 1), aten.mul.Scalar(source, 1), source]
 
 
+def scaled_twice_behind_a_view(x, y):
+    source = x + y
+    return [aten.mul.Scalar(source, 1).transpose(1, 2), aten.mul.Scalar(source, 1)]
+
+
 def promoted(x):
     whole = x.round().to(torch.int64)
     return [aten.mul.Scalar(whole, 1.0) / 2, whole.sum()]

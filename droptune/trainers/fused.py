@@ -6,9 +6,11 @@ alone, and one shared stream of noise is thresholded at each member's own rate.
 """
 
 import ctypes
+import random
 import time
 from collections.abc import Callable, Mapping
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -274,9 +276,17 @@ class FusedTrainer:
         copies = [tensor.clone() for tensor in self._state()]
         streams = [k.stream for d in installed(self._model).values() for k in d.kinds.values()]
         states = [stream.__getstate__() for stream in streams]
+        before = _python_state(self._model)
         with torch.random.fork_rng(self._gpus()):
             try:
-                return trace(function, [*copies, x, y])
+                program = trace(function, [*copies, x, y])
+                if _python_state(self._model) != before:
+                    # Python in a forward runs only now: what it changes would stand still.
+                    raise ModelError(
+                        "the model cannot be trained fused (its forward changes an attribute, or "
+                        "draws from Python's or NumPy's random numbers); use trainer='serial'"
+                    )
+                return program
             except (ModelError, TrainingError):
                 raise
             except Exception as error:
@@ -305,7 +315,8 @@ class FusedTrainer:
     def _train_step(self, *flat: Tensor) -> list[Tensor]:
         output, trained, y = self._forward(flat)
         losses = stacked_losses(self.task.loss, output, y)
-        return [losses, *torch.autograd.grad(losses.sum(), trained)]
+        # A parameter that the forward does not use gets a gradient of zero.
+        return [losses, *torch.autograd.grad(losses.sum(), trained, materialize_grads=True)]
 
     def _eval_step(self, *flat: Tensor) -> list[Tensor]:
         with torch.no_grad():
@@ -329,6 +340,18 @@ def _same_constants(one: nn.Module, other: nn.Module) -> bool:
             elif isinstance(value, int | float) and name != "training" and value != same:
                 return False
     return True
+
+
+def _python_state(model: nn.Module) -> list[object]:
+    """Return what a forward may change outside of tensors: random states, plain numbers."""
+    name, keys, *place = numpy.random.get_state()
+    numbers = [
+        (path, attribute, value)
+        for path, module in model.named_modules()
+        for attribute, value in vars(module).items()
+        if isinstance(value, int | float)
+    ]
+    return [random.getstate(), name, keys.tolist(), place, numbers]
 
 
 def _repeated(tensor: Tensor, width: int) -> Tensor:

@@ -12,7 +12,13 @@ from droptune.trainers.base import (
     is_out_of_memory,
 )
 from droptune.trainers.choose import TRAINERS, choose
-from droptune.trainers.fit import check_fit, fingerprint, metric_names, pick_device
+from droptune.trainers.fit import (
+    check_fit,
+    fingerprint,
+    metric_names,
+    pick_device,
+    still_random,
+)
 from droptune.trainers.function import FunctionTrainer
 from droptune.trainers.fused import FusedTrainer
 from droptune.trainers.serial import SerialTrainer
@@ -36,4 +42,5 @@ __all__ = [
     "is_out_of_memory",
     "metric_names",
     "pick_device",
+    "still_random",
 ]

@@ -6,8 +6,11 @@ from hashlib import sha256
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from droptune.errors import ModelError, TrainingError
+from droptune.plan import install
+from droptune.sites import call
 from droptune.trainers.base import (
     Task,
     build,
@@ -115,6 +118,31 @@ def metric_names(task: Task) -> tuple[str, ...]:
     labels = task.loss == "cross_entropy" and task.data.train.y.dim() == 1
     classes = labels or task.loss == "binary_cross_entropy"
     return ("val_loss", "val_accuracy") if classes else ("val_loss",)
+
+
+def still_random(model: nn.Module, example: object) -> bool:
+    """Tell whether a model draws random numbers in training with every known dropout off.
+
+    Functional dropout does, and the dropout inside attention or recurrent layers; droptune
+    does not reach these yet. The model is left as it was.
+
+    Args:
+        model: a module that is not on a plan.
+        example: a batch for it: a tensor, a tuple of arguments or a dict of keywords.
+    """
+    twin = copy.deepcopy(model).train()
+    install(twin, {})
+    state = copy.deepcopy(twin.state_dict())
+    outputs = []
+    with kept_generators(), torch.no_grad():
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            twin.load_state_dict(state)  # statistics of norms move with every forward
+            outputs.append(tree_leaves(call(twin, example)))
+    return any(
+        isinstance(one, Tensor) and not torch.equal(one.nan_to_num(), other.nan_to_num())
+        for one, other in zip(*outputs, strict=True)
+    )
 
 
 def fingerprint(model: nn.Module) -> str:

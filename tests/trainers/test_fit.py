@@ -7,7 +7,7 @@ from torch import nn
 from droptune.data import Split
 from droptune.errors import ModelError, TrainingError
 from droptune.plan import Plan
-from droptune.trainers import SerialTrainer, check_fit, fingerprint, pick_device
+from droptune.trainers import SerialTrainer, check_fit, fingerprint, pick_device, still_random
 from droptune.trainers.fit import metric_names
 
 
@@ -127,3 +127,24 @@ def test_a_fingerprint_does_not_depend_on_addresses():
 
     one, other = Shows(), Shows()
     assert repr(one) != repr(other) and fingerprint(one) == fingerprint(other)
+
+
+class Functional(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5, self.training)
+
+
+@pytest.mark.parametrize(
+    ("model", "random"),
+    [
+        (nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Dropout(0.5)), False),
+        (Functional(), True),
+        (nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0), False),
+        (nn.LSTM(6, 6, num_layers=2, dropout=0.5), True),
+    ],
+)
+def test_dropout_that_no_plan_reaches_is_noticed(model, random):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert still_random(model, torch.randn(4, 3, 6) if random else torch.randn(4, 6)) is random
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert model.training

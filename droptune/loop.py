@@ -81,7 +81,7 @@ class Loop:
         late = False
         with self._interrupting(members):
             while not late:
-                self.interrupt.obey()
+                self._stop_if_wished(members)
                 _fill(members, queue)
                 if not len(members):
                     return
@@ -140,7 +140,7 @@ class Loop:
             arm, plan = waiting.popleft()
             members.start(plan, arm)
         while len(members):
-            self.interrupt.obey()
+            self._stop_if_wished(members)
             scores, ends = members.epoch()
             if not scores:
                 break
@@ -195,14 +195,23 @@ class Loop:
                     pruned.append(End(slot, "pruned"))
         return pruned
 
+    def _stop_if_wished(self, members: Members) -> None:
+        if self.interrupt.wished:
+            members.interrupt()
+            raise KeyboardInterrupt
+
     @contextmanager
     def _interrupting(self, members: Members) -> Iterator[None]:
-        """Store that the members were interrupted, whatever ends the block."""
+        """Store that the members were interrupted if an error ends the block.
+
+        After an error of the store, or a second Ctrl-C in the middle of a transaction, nothing
+        can be written; the next call finds such runs and marks them.
+        """
         try:
             yield
         except StoreError:
-            raise  # the next call finds them, and marks them
-        except BaseException:
+            raise
+        except Exception:
             members.interrupt()
             raise
 

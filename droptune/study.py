@@ -261,6 +261,8 @@ class _Run:
             self.store = store
             with self.clockwork("store"):
                 stored = store.study(self.study.name)
+                # Also for a new study: a database that refuses to be written is found out here.
+                store.interrupt_runs(stored["id"] if stored else 0)
             if stored is not None:
                 check_same(self.study.name, stored["definition"], self.definition)
             with self.clockwork("search"):  # refuses what it cannot do before anything is stored
@@ -296,7 +298,6 @@ class _Run:
                 )
             else:
                 study_id = stored["id"]
-                self.store.interrupt_runs(study_id)
         with self.clockwork("search"):
             for name, plan in self.fixed.items():
                 self.search.enqueue(name, plan)

@@ -35,6 +35,9 @@ class Interrupt:
 
     Args:
         say: is given one line when the first Ctrl-C comes.
+
+    Attributes:
+        wished: whether Ctrl-C was pressed.
     """
 
     def __init__(self, say: Callable[[str], object]) -> None:
@@ -50,11 +53,6 @@ class Interrupt:
     def __exit__(self, *error: object) -> None:
         if self._ours:
             signal.signal(signal.SIGINT, self._before)
-
-    def obey(self) -> None:
-        """Raise KeyboardInterrupt if Ctrl-C was pressed."""
-        if self.wished:
-            raise KeyboardInterrupt
 
     def _wish(self, number: int, frame: FrameType | None) -> None:
         if self.wished:

@@ -3,14 +3,19 @@
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import optuna
 import torch
 from sklearn.datasets import load_breast_cancer
 from torch import nn
 
 from droptune.data import Data
 from droptune.progress import SilentProgress, Status
+from droptune.store import Store
 from droptune.study import Study
 
 TABLES = ("study", "site", "run", "curve", "verdict")
@@ -34,6 +39,25 @@ def cancer(garbage: bool = False) -> Data:
         noise = torch.randint(2, (len(data.test),), generator=torch.Generator().manual_seed(5))
         data.test.y.copy_(noise)
     return data
+
+
+@cache
+def _empty_database() -> bytes:
+    """Return a database with all tables, Optuna's too; making one takes longer than a study."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "d.db"
+        Store(f"sqlite:///{path}").close()
+        storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+        storage.remove_session()
+        storage.engine.dispose()
+        return path.read_bytes()
+
+
+def fresh(folder: Path) -> str:
+    """Return the URL of a new database without a study."""
+    path = folder / "d.db"
+    path.write_bytes(_empty_database())
+    return f"sqlite:///{path}"
 
 
 def study(url: str, **changes: Any) -> Study:

@@ -4,8 +4,8 @@
     python benchmarks/throughput.py --task fashion      # Fashion-MNIST, small CNN
     python benchmarks/throughput.py --device cuda
 
-Each arm runs in a process of its own and times itself from the first trial to the last,
-imports and data aside. The arms take turns within a round, so that a machine that slows
+Each arm runs in a process of its own and times itself from opening the database to the last
+trial; imports (those that torch makes on first use too) and loading the data are left out. The arms take turns within a round, so that a machine that slows
 down slows down all of them; ratios are taken within a round, and the median of the rounds
 is reported with the lowest and highest.
 
@@ -154,6 +154,9 @@ def run_plain(task: str, device: str, storage: str | None, trials: int, loader: 
 def child(arm: str, task: str, device: str, folder: str) -> dict:
     """Run one arm in this process."""
     import torch
+    import torch._dynamo  # by torch.optim's first optimizer, and by tracing: 1 to 2 s
+
+    import droptune.study  # noqa: F401
 
     trials = TASKS[task]["trials"]
     storage = f"sqlite:///{folder}/plain.db"

@@ -287,6 +287,15 @@ class Search:
                 chosen.append((trial.number, plan, trial.values[0]))
         return chosen
 
+    def first(self, plan: Plan) -> tuple[int, float] | None:
+        """Return number and value of the first complete trial with a plan, or None.
+
+        For plans that were not chosen for their value: the first is no luckier than another.
+        """
+        complete = (t for t in self._trials() if t.state == TrialState.COMPLETE)
+        found = next((trial for trial in complete if self._plan(trial) == plan), None)
+        return None if found is None else (found.number, found.values[0])
+
     def close(self) -> None:
         """Give the connections back; the Search cannot be used any more."""
         self._record.close()

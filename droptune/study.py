@@ -32,6 +32,7 @@ from droptune.trainers import (
     fingerprint,
     metric_names,
     pick_device,
+    still_random,
 )
 from droptune.watch import Clockwork, Interrupt
 
@@ -158,8 +159,11 @@ class Study:
 
     def sites(self) -> tuple[Site, ...]:
         """Return the model's sites, in call order."""
-        example = self.example if self.example is not None else self.data.example()
-        return find_sites(self._built, example)
+        return find_sites(self._built, self._example)
+
+    @property
+    def _example(self) -> Any:
+        return self.example if self.example is not None else self.data.example()
 
     @cached_property
     def space(self) -> Space:
@@ -257,6 +261,11 @@ class _Run:
 
     def result(self) -> Result:
         """Run what is left to do and return the answer."""
+        if still_random(self.study._built, self.study._example):
+            self.shown.message(
+                "the model draws random numbers in training that droptune does not reach yet "
+                "(functional, attention or recurrent dropout): they stay as they are in all trials"
+            )
         with Store(self.study.url) as store:
             self.store = store
             with self.clockwork("store"):
@@ -386,9 +395,17 @@ class _Run:
             arms=arms,
             blocks=counted,
             runs=runs,
-            searched={plan: (n, value) for n, plan, value in self.search.finalists(10**9)},
+            searched=self._searched(arms),
             unit="nats" if study.objective == "val_loss" and _is_nats(study.loss) else "",
         )
+
+    def _searched(self, arms: Mapping[str, Plan]) -> dict[Plan, tuple[int, float]]:
+        """Return plan -> number and value of its trial: of finalists the one that chose them."""
+        best = {plan: (n, value) for n, plan, value in self.search.finalists(10**9)}
+        controls = {
+            plan: self.search.first(plan) for arm, plan in arms.items() if arm in self.fixed
+        }
+        return best | {plan: trial for plan, trial in controls.items() if trial is not None}
 
     def _save(self, answer: Result) -> None:
         """Store the verdict unless it is stored; a death may have come in before."""

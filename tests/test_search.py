@@ -374,6 +374,8 @@ def test_equal_plans_are_one_finalist(search):
     for value in (3.0, 1.0, 2.0):
         one.tell(one.ask().number, value)
     assert one.finalists(3) == [(1, Plan.none(), 1.0)]
+    assert one.first(Plan.none()) == (0, 3.0)
+    assert one.first(Plan({"0": Entry("standard", 0.2)})) is None
 
 
 def test_optuna_reads_the_study_without_droptune(search, url):

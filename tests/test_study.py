@@ -437,3 +437,14 @@ def test_the_public_names_run_the_example_of_the_docstring(url):
     model = droptune.apply(mlp(), result.plan)
     assert droptune.read(model) == result.plan
     assert rows(url, "SELECT DISTINCT trainer FROM droptune_run") == [(FusedTrainer.name,)]
+
+
+def test_dropout_that_no_plan_reaches_is_said(url):
+    class Functional(nn.Linear):
+        def forward(self, x):
+            return super().forward(nn.functional.dropout(x, 0.5, self.training))
+
+    for model, said in ((lambda: Functional(30, 2), True), (mlp, False)):
+        notes, settings = Notes(), {"name": f"reach {said}", "model": model, "trials": 1}
+        study(url, **settings, epochs=1, confirm_blocks=0).optimize(progress=notes)
+        assert said is any("does not reach yet" in line for line in notes.messages)

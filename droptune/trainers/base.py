@@ -282,6 +282,11 @@ def matched(loss: str, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return output, target.to(output.dtype)
 
 
+#: Classes below which a softmax along them wastes most of a CPU's vector registers, and takes
+#: half the time along samples instead (10 classes: 63 against 134 us forward and backward).
+_VECTOR = 16
+
+
 def stacked_losses(loss: str | Loss, output: Tensor, target: Tensor) -> Tensor:
     """Return each member's mean loss.
 
@@ -299,6 +304,8 @@ def stacked_losses(loss: str | Loss, output: Tensor, target: Tensor) -> Tensor:
     repeated = target.repeat(members, *(1,) * (target.dim() - 1))
     # One flat call: the batching rule of cross_entropy is three times as slow on CPU.
     flat, goal = matched(loss, output.flatten(0, 1), repeated)
+    if loss == "cross_entropy" and flat.dim() == 2 and flat.shape[1] < _VECTOR:
+        flat, goal = flat.t()[None], goal[None]
     each = _named_losses()[loss](flat, goal, reduction="none")
     return each.view(members, -1).mean(1)
 

@@ -1,0 +1,41 @@
+"""Fashion-MNIST: a small CNN that comes with dropout, on 10000 of the training images.
+
+The images come from Debian's package: apt-get install dataset-fashion-mnist (elsewhere: put
+the four .gz files of https://github.com/zalandoresearch/fashion-mnist into a folder and name
+it in the environment variable DROPTUNE_DATA).
+"""
+
+from torch import nn
+
+import droptune as dt
+
+
+def build() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * 7 * 7, 64),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(64, 10),
+    )
+
+
+def some(n: int = 10000) -> dt.Data:
+    full = dt.Data.fashion_mnist()
+    return dt.Data(
+        train=(full.train.x[:n], full.train.y[:n]),
+        val=(full.val.x, full.val.y),
+        test=(full.test.x, full.test.y),
+        name="fashion_mnist",
+    )
+
+
+study = dt.Study(
+    "fashion_mnist", model=build, data=some(), epochs=10, trials=24, confirm_blocks=5
+)

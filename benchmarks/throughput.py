@@ -5,9 +5,9 @@
     python benchmarks/throughput.py --device cuda
 
 Each arm runs in a process of its own and times itself from opening the database to the last
-trial; imports (those that torch makes on first use too) and loading the data are left out. The arms take turns within a round, so that a machine that slows
-down slows down all of them; ratios are taken within a round, and the median of the rounds
-is reported with the lowest and highest.
+trial; imports (those that torch makes on first use too) and loading the data are left out. The
+arms take turns within a round, so that a machine that slows down slows down all of them; ratios
+are taken within a round, and the median of the rounds is reported with the lowest and highest.
 
 Arms:
     droptune       SQLite, everything stored, trainer and width chosen by measuring (counted)

@@ -94,9 +94,9 @@ def main() -> None:
 
 @main.command(short_help="Tune the study that a file defines.")
 @click.argument("target")
-@click.option("--trials", type=click.IntRange(min=1), help="Trials in all, with earlier ones.")
+@click.option("--trials", type=int, help="Trials in all, with earlier ones.")
 @click.option("--time", metavar="TIME", help="Time to spend, such as 90s, 10m or 2h.")
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of everything that is random.")
+@click.option("--seed", type=int, help="Seed of everything that is random.")
 @click.option("--sampler", metavar="NAME", help="tpe, gp, cmaes, qmc, random or grid.")
 @click.option("--pruner", metavar="NAME", help="none, median, hyperband or successive-halving.")
 @click.option(
@@ -107,7 +107,7 @@ def main() -> None:
 @click.option("--device", metavar="NAME", help="auto, or a device of torch such as cpu or cuda:0.")
 @click.option(
     "--confirm-blocks",
-    type=click.IntRange(min=0),
+    type=int,
     help="Fresh seeds for the verdict; 0: none, the verdict stays undecided.",
 )
 @click.option("--study", "name", metavar="NAME", help="Another name for the study.")

@@ -157,12 +157,7 @@ def decide(
     Raises:
         StudyError: an arm is missing, or arms differ in their number of blocks.
     """
-    missing = [name for name in (control, *finalists) if name not in values]
-    if missing:
-        raise StudyError(
-            f"no values for arm {', '.join(map(repr, missing))}; there are"
-            f" {', '.join(map(repr, values)) or 'none'}"
-        )
+    _check_arms(values, (control, *finalists))
     sign = -1.0 if direction == "minimize" else 1.0  # times a difference: positive is better
     base = np.asarray(values[control], dtype=float)
     finite = base[np.isfinite(base)]
@@ -184,6 +179,16 @@ def decide(
     }
     unit = unit if unit is not None else ("nats" if "cross_entropy" in objective else "")
     return Verdict(verdict, arm, difference, _text(verdict, difference, unit), details)
+
+
+def _check_arms(values: Mapping[str, Sequence[float]], needed: Sequence[str]) -> None:
+    """Raise a StudyError if an arm has no values."""
+    missing = [name for name in needed if name not in values]
+    if missing:
+        raise StudyError(
+            f"no values for arm {', '.join(map(repr, missing))}; there are"
+            f" {', '.join(map(repr, values)) or 'none'}"
+        )
 
 
 def _judge(

@@ -180,8 +180,7 @@ def test_version():
         ["trials", "--study", "mine", "--limit", "0"],
         ["show", "--study", "mine", "--trial", "-1"],
         ["optimize"],
-        ["optimize", "x.py", "--trials", "0"],
-        ["optimize", "x.py", "--confirm-blocks", "-1"],
+        ["optimize", "x.py", "--trials", "two"],
         ["optimize", "x.py", "--seed", "one"],
     ],
 )

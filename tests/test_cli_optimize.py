@@ -95,6 +95,10 @@ def test_sites_of_a_target(digits):
 def test_a_bad_setting_is_one_line(digits):
     result = run("optimize", "digits.py", "--sampler", "tbe", code=1)
     assert result.stderr.startswith("Error: unknown sampler 'tbe'")
+    for option, value, allowed in (("trials", 0, 1), ("confirm-blocks", -1, 0), ("seed", -5, 0)):
+        said = run("optimize", "digits.py", f"--{option}", value, code=1).stderr
+        name = option.replace("-", "_")
+        assert said == f"Error: {name} {value}: a whole number from {allowed} is needed\n"
     missing = run("optimize", "digit.py", code=1).stderr
     assert "there is no file 'digit.py'" in missing and "nearest: digits.py" in missing
 

@@ -1,102 +1,18 @@
 """The search: what is proposed, what is stored, and what is found again."""
 
 import json
-import logging
 import math
 import sqlite3
-import subprocess
-import sys
-import warnings
-from pathlib import Path
 
 import optuna
 import pytest
 
-from droptune.errors import StoreError, StudyError
+from droptune.errors import StudyError
 from droptune.plan import Entry, Plan
-from droptune.search import PRUNERS, SAMPLERS, Search
-from droptune.store.engine import prepare_engine
+from droptune.search import PRUNERS, SAMPLERS
+from tests.search.tiny import TinySpace, loss, run, stored, train
 
 RUNGS = (1, 3, 9)
-
-
-class TinySpace:
-    """Two rates and a kind: what a space must be able to do, and no more."""
-
-    def __init__(self, high=0.6, kinds=("standard", "gaussian")):
-        self.high, self.kinds = high, list(kinds)
-
-    def suggest(self, trial):
-        front = trial.suggest_float("front", 0.0, self.high, step=0.01)
-        back = trial.suggest_float("back", 0.0, self.high)
-        kind = trial.suggest_categorical("kind", self.kinds)
-        return Plan({"0": Entry(kind, front), "2": Entry(kind, back)})
-
-    def encode(self, plan):
-        rates = [min(plan[site].rate, self.high) if site in plan else 0.0 for site in "02"]
-        kinds = [entry.kind for entry in plan.values() if entry.kind in self.kinds]
-        return {
-            "front": round(rates[0], 2),
-            "back": rates[1],
-            "kind": kinds[0] if kinds else self.kinds[0],
-        }
-
-
-def rate(plan, site):
-    return plan[site].rate if site in plan else 0.0
-
-
-def loss(plan):
-    """Smallest at front 0.2, back 0.4."""
-    return 1 + (rate(plan, "0") - 0.2) ** 2 + (rate(plan, "2") - 0.4) ** 2
-
-
-@pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path / 'd.db'}"
-
-
-@pytest.fixture
-def search(url):
-    """Open searches on one store, and close them all at the end."""
-    opened = []
-
-    def open_search(name="s", space=None, **options):
-        options = {
-            "direction": "minimize",
-            "epochs": 27,
-            "prepare_engine": prepare_engine,
-        } | options
-        found = Search(options.pop("url", url), name, space or TinySpace(), **options)
-        opened.append(found)
-        return found
-
-    yield open_search
-    for found in opened:
-        found.close()
-
-
-def train(search, asked):
-    """Train a made-up model: report at each epoch, and tell."""
-    for epoch in range(1, 10):
-        if search.report(asked.number, epoch, loss(asked.plan) + 1 / epoch):
-            search.tell(asked.number, state="pruned")
-            return
-    search.tell(asked.number, loss(asked.plan))
-
-
-def run(search, trials):
-    """Train until `trials` are finished or nothing is left; return what was asked."""
-    seen = []
-    while search.finished < trials and (asked := search.ask()) is not None:
-        seen.append(asked)
-        train(search, asked)
-    return seen
-
-
-def stored(url, name="s"):
-    """Read the trials as Optuna reads them, with nothing of droptune."""
-    return optuna.load_study(study_name=name, storage=url).trials
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -376,109 +292,3 @@ def test_equal_plans_are_one_finalist(search):
     assert one.finalists(3) == [(1, Plan.none(), 1.0)]
     assert one.first(Plan.none()) == (0, 3.0)
     assert one.first(Plan({"0": Entry("standard", 0.2)})) is None
-
-
-def test_optuna_reads_the_study_without_droptune(search, url):
-    one = search("theirs", direction="maximize", pruner="median", rungs=(1,))
-    asked = one.ask()
-    one.report(asked.number, 1, 0.5)
-    one.tell(asked.number, 0.75)
-    one.ask()
-    study = optuna.load_study(study_name="theirs", storage=url)
-    assert study.direction.name == "MAXIMIZE"
-    assert study.best_value == 0.75
-    assert TinySpace().suggest(optuna.trial.FixedTrial(study.best_params)) == asked.plan
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "RUNNING"]
-    assert study.trials[0].intermediate_values == {1: 0.5}
-    assert study.trials[0].datetime_complete >= study.trials[0].datetime_start
-
-
-def test_the_command_line_of_optuna_reads_the_store(search, url):
-    run(search(), 3)
-    tool = Path(sys.executable).with_name("optuna")
-    call = [tool, "best-trial", "--storage", url, "--study-name", "s", "--format", "json"]
-    result = subprocess.run(call, capture_output=True, text=True, check=True)
-    assert json.loads(result.stdout)["value"] == search().best()[2]
-
-
-def test_two_processes_on_one_study_are_noticed_and_lose_nothing(search, url):
-    one, two = search(), search()
-    one.tell(one.ask().number, 1.0)
-    with pytest.raises(StudyError, match="another process works on study 's'"):
-        two.ask()
-    assert stored(url)[0].value == 1.0
-
-
-def test_a_trial_told_by_another_process_is_not_overwritten(search, url):
-    one = search()
-    asked = one.ask()
-    two = search()
-    two.ask()
-    two.tell(asked.number, 1.0)
-    with pytest.raises(StudyError, match="another process"):
-        one.tell(asked.number, 2.0)
-    assert stored(url)[0].value == 1.0
-
-
-def test_a_study_of_another_direction_or_space_is_refused(search):
-    run(search(), 2)
-    with pytest.raises(StudyError, match="there to minimize, not to maximize"):
-        search(direction="maximize")
-    for space in (TinySpace(high=0.4), TinySpace(kinds=["standard"])):
-        with pytest.raises(StudyError, match="restore the space"):
-            search(space=space)
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"sampler": "cmase"}, "nearest: cmaes; choose one of tpe, gp, cmaes, qmc, random, grid"),
-        ({"pruner": "asha"}, "choose one of none, median, hyperband, successive-halving"),
-        ({"pruner": "median"}, "needs a rung"),
-        ({"direction": None}, "'minimize' or 'maximize'"),
-        ({"seed": -1}, "integer from 0"),
-        ({"epochs": 0}, "integer from 1"),
-        ({"rungs": (3, 2)}, "rising epochs from 1 to 27"),
-        ({"rungs": (1, 28)}, "rising epochs from 1 to 27"),
-    ],
-)
-def test_an_argument_that_is_not_allowed_is_named_in_one_line(search, options, match):
-    with pytest.raises(StudyError, match=match) as caught:
-        search(**options)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_store_that_cannot_be_used_is_one_line(search, tmp_path):
-    (tmp_path / "text.db").write_text("this is no database, " * 100)
-    for bad in (f"sqlite:///{tmp_path}/no/such/folder.db", f"sqlite:///{tmp_path}/text.db", "x"):
-        with pytest.raises(StoreError) as caught:
-            search(url=bad)
-        assert "\n" not in str(caught.value)
-
-
-def test_a_password_does_not_get_into_an_error(search):
-    with pytest.raises(StoreError) as caught:
-        search(url="postgresql+nodriver://me:geheim@localhost/d")
-    assert "geheim" not in str(caught.value)
-
-
-def test_braces_in_a_url_are_no_template(search, tmp_path):
-    url = f"sqlite:///{tmp_path}/{{x}}.db"
-    run(search(url=url), 1)
-    assert (tmp_path / "{x}.db").exists()
-
-
-def test_optuna_is_kept_quiet_and_its_settings_are_left_alone(search, capfd):
-    logger = logging.getLogger("optuna")
-    before = logger.level
-    logger.setLevel(logging.DEBUG)
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            for sampler in SAMPLERS:
-                run(search(sampler, sampler=sampler), 3)
-        assert logger.level == logging.DEBUG
-    finally:
-        logger.setLevel(before)
-    assert not caught
-    assert capfd.readouterr().err == ""

@@ -1,8 +1,10 @@
 """Choosing a trainer: which one, and how wide, is measured and not guessed."""
 
+import math
 from collections.abc import Callable
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from droptune.errors import ModelError, TrainingError
 from droptune.trainers.base import Task, Trainer, is_out_of_memory
@@ -16,6 +18,9 @@ _GROWTH = 4  # from one width to the next; each costs the tracing of a step
 #: Seconds. No step of the serial trainer is faster, for Python and torch's dispatch alone take
 #: that long (measured: 0.35 ms and more, on a fast core); what is faster need not be compared.
 _FASTEST_STEP = 2e-4
+#: Operations of a forward: so few take milliseconds on any machine, and what is spent on them
+#: is mostly overhead, which the widest trainer shares among most members.
+_SMALL = 2e8
 
 
 def choose(
@@ -51,37 +56,45 @@ def choose(
     if trainer == "serial":
         return SerialTrainer(task, 1 if slots == "auto" else slots, device)
     serial = SerialTrainer(task, 1, device)
+    compared = trainer == "auto" and slots == "auto"
+    small = slots == "auto" and _is_small(task, most)
+    # The cheapest way to know comes first: a small model's widest step, a large one's alone.
+    alone = serial.rehearse(1, _STEPS) if compared and not small else math.inf
+    widths = [slots] if slots != "auto" else [most] if small else _widths(most)
     try:
-        widths = _widths(most) if slots == "auto" else [slots]
-        fused, seconds = _fastest(task, widths, device)
+        fused, seconds = _fastest(task, widths, device, alone)
     except ModelError as error:
         if trainer == "fused":
             raise
         say(str(error).replace("; use trainer='serial'", ", so it is trained serially"))
         return serial
-    if fused is None:
+    if compared and small and seconds >= _FASTEST_STEP:
+        alone = serial.rehearse(1, _STEPS)
+    if fused is None and seconds == math.inf:
         say(f"trains serially: memory ends below {widths[0]} members at once")
         return serial
-    gain = ""
-    if trainer == "auto" and slots == "auto" and seconds >= _FASTEST_STEP:
-        alone = serial.rehearse(1, _STEPS)
-        if seconds >= alone:
-            say("trains serially: on this model one member at a time is fastest")
-            return serial
-        gain = f", {alone / seconds:.1f} times as fast as one at a time"
+    if fused is None or seconds >= alone:
+        say("trains serially: on this model one member at a time is fastest")
+        return serial
+    gain = f", {alone / seconds:.1f} times as fast as one at a time" if alone < math.inf else ""
     say(f"trains fused, {fused.slots} members at once{gain}")
     return fused
 
 
 def _fastest(
-    task: Task, widths: list[int], device: torch.device | str
+    task: Task, widths: list[int], device: torch.device | str, least: float
 ) -> tuple[FusedTrainer | None, float]:
     """Return the fused trainer with the least time a step and member, and that time.
 
-    Growing stops where it gains nothing, or where memory ends; None if the first width
-    does not fit.
+    Growing stops where it gains nothing, or where memory ends.
+
+    Args:
+        least: seconds a step to beat.
+
+    Returns:
+        None if no width beats it, with the time of the first; infinite if that does not fit.
     """
-    best, least = None, float("inf")
+    best, first = None, math.inf
     for width in widths:
         try:
             fused = FusedTrainer(task, width, device)
@@ -90,10 +103,21 @@ def _fastest(
             if not is_out_of_memory(error):
                 raise
             break
+        first = min(first, seconds)
         if seconds >= least:
             break
         best, least = fused, seconds
-    return best, least
+    return best, first if best is None else least
+
+
+def _is_small(task: Task, most: int) -> bool:
+    """Tell whether a step of the widest trainer is cheap; then it is the fastest a member."""
+    example = task.data.example()
+    model = task.build(seed=0).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(example)
+    each = counter.get_total_flops() / len(example)
+    return each * task.batch_size * most <= _SMALL
 
 
 def _widths(most: int) -> list[int]:

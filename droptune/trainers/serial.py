@@ -215,7 +215,9 @@ def _channels_last(model: nn.Module) -> None:
     """Lay out convolutions over images so that on CPU they take two thirds of the time."""
     for parameter in model.parameters():
         if parameter.dim() == 4:  # `model.to(memory_format=...)` refuses five axes
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            # Not `contiguous`: of one channel it keeps the strides, and the layers behind
+            # such a convolution then run in the slow layout.
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """Which trainer is chosen, and how wide."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -40,7 +42,7 @@ class PeekingInEval(Peeking):
 def timed(monkeypatch):
     """Return a function that fakes the seconds a step: of one member, and by width."""
 
-    def fake(alone, widths):
+    def fake(alone, widths, small=-1):
         tried = []
 
         def rehearse(self, members, steps):
@@ -50,6 +52,8 @@ def timed(monkeypatch):
                 raise seconds
             return seconds
 
+        # By its name in sys.modules: in the package, `choose` is the function.
+        monkeypatch.setattr(sys.modules["droptune.trainers.choose"], "_SMALL", small)
         monkeypatch.setattr(SerialTrainer, "rehearse", lambda *args: alone)
         monkeypatch.setattr(FusedTrainer, "rehearse", rehearse)
         return tried
@@ -97,6 +101,12 @@ def test_the_width_grows_while_it_gains(make_task, timed):
     assert isinstance(trainer, FusedTrainer) and trainer.slots == 16
     assert tried == [4, 16, 64]
     assert said == ["trains fused, 16 members at once, 3.3 times as fast as one at a time"]
+
+
+def test_a_small_model_goes_straight_to_the_widest(make_task, timed):
+    tried = timed(1.0, lambda width: 1e-5, small=1e9)
+    assert choose(make_task(), most=64).slots == 64
+    assert tried == [64]
 
 
 def test_serial_is_chosen_where_it_is_fastest(make_task, timed):

@@ -2,11 +2,13 @@
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from droptune.errors import StudyError
+from droptune.plan import Plan
+from droptune.space import Space
 
 PACKAGES = ("droptune", "torch", "optuna", "sqlalchemy", "numpy")
 
@@ -55,3 +57,13 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:  # a checkout that is not installed
         return None
+
+
+def all_kinds(space: Space, fixed: Iterable[Plan]) -> dict[str, tuple[str, ...]]:
+    """Return the kinds at each site: those of the space, and those that fixed plans use."""
+    kinds = {site: list(names) for site, names in space.kinds.items()}
+    for plan in fixed:
+        for site, entry in plan.items():
+            if entry.kind not in kinds[site]:
+                kinds[site].append(entry.kind)
+    return {site: tuple(names) for site, names in kinds.items()}

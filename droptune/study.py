@@ -9,7 +9,7 @@ from typing import Any
 from droptune import settings
 from droptune.answer import Result, complete_blocks, confirmed, unconfirmed
 from droptune.data import Data
-from droptune.definition import check_same, environment, qualified
+from droptune.definition import all_kinds, check_same, environment, qualified
 from droptune.errors import StudyError
 from droptune.kinds import derive
 from droptune.loop import Loop
@@ -247,7 +247,7 @@ class _Run:
         self.study, self.shown, self.interrupt = study, shown, interrupt
         self.clockwork = Clockwork()
         self.fixed = study.space.fixed_plans(study.as_given())
-        self.task = study.task(_all_kinds(study.space, self.fixed.values()))
+        self.task = study.task(all_kinds(study.space, self.fixed.values()))
         self.definition = study.definition()
         self.direction = self.definition["direction"]
         self.device = pick_device(study.device)
@@ -438,16 +438,6 @@ class _Run:
 def block_seed(seed: int, block: int) -> int:
     """Return the seed of a block; block 0 is the search's, the others confirm."""
     return derive(seed, "block", block) % 2**31
-
-
-def _all_kinds(space: Space, fixed: Iterable[Plan]) -> dict[str, tuple[str, ...]]:
-    """Return the kinds at each site: those of the space, and those that fixed plans use."""
-    kinds = {site: list(names) for site, names in space.kinds.items()}
-    for plan in fixed:
-        for site, entry in plan.items():
-            if entry.kind not in kinds[site]:
-                kinds[site].append(entry.kind)
-    return {site: tuple(names) for site, names in kinds.items()}
 
 
 def _is_nats(loss: Any) -> bool:

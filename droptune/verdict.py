@@ -138,20 +138,17 @@ def decide(
       `margin` or more.
     - undecided: otherwise.
 
-    With no true effect "helps" comes out in at most half of `1 - level` of studies, for
-    only one of the two sides is an improvement.
+    With no true effect "helps" comes out in at most `(1 - level) / 2` of studies: one side.
 
     Args:
-        values: arm -> the objective by block, all arms in the same order of blocks; NaN
-            where a run has no value.
+        values: arm -> the objective by block, in the same order; NaN where a run has none.
         direction: `minimize` or `maximize`, what the objective is to do.
         objective: its name.
         finalists: the arms that may help; the model as given may be one of them.
         control: the arm without dropout.
-        as_given: the arm of the model as given; None or absent from `values` if there is none.
+        as_given: the arm of the model as given; need not be in `values`.
         level: of the verdict and of the intervals.
-        margin: the least improvement worth having, in the objective's unit; None: `RELEVANT`
-            times the absolute mean of the control.
+        margin: the least improvement worth having; None: `RELEVANT` of the control's mean.
         unit: of the objective, for the text; None: nats if it is a cross-entropy.
 
     Raises:
@@ -166,9 +163,8 @@ def decide(
     alone = {name: paired_difference(values[name], base, level) for name in finalists}
     joint = {name: _simultaneous(values[name], base, level, len(alone)) for name in alone}
     lacks = {name: int(finite.size) - d.n for name, d in alone.items()}
-    given = None
-    if as_given is not None and as_given in values:
-        given = paired_difference(values[as_given], base, level)
+    has_given = as_given is not None and as_given in values
+    given = paired_difference(values[as_given], base, level) if has_given else None
     verdict, arm, difference = _judge(joint, lacks, given, sign, 1 - level, margin, control)
     details = {
         "objective": objective,
@@ -177,7 +173,8 @@ def decide(
         "finalists": _table(alone, lacks),
         "as given": asdict(given) if given else None,
     }
-    unit = unit if unit is not None else ("nats" if "cross_entropy" in objective else "")
+    if unit is None:
+        unit = "nats" if "cross_entropy" in objective else ""
     return Verdict(verdict, arm, difference, _text(verdict, difference, unit), details)
 
 

@@ -14,6 +14,20 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+# A study that takes no time, for a wheel has no studies.
+OWN = """
+import droptune as dt
+import torch
+from torch import nn
+
+def train(model, *, seed, device):
+    yield {"val_loss": 1.0}
+
+study = dt.Study(
+    "own", model=lambda: nn.Linear(2, 2), train=train, example=torch.zeros(3, 2), epochs=1,
+    trials=2, confirm_blocks=0,
+)
+"""
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "DROPTUNE"))}
@@ -98,7 +112,10 @@ def test_the_installed_command_gives_help_from_any_folder(installed, tmp_path):
 
 
 def test_the_installed_command_finds_its_migrations(installed, tmp_path):
-    run(installed / "droptune", "db", "upgrade", "--store", "sqlite:///x.db", cwd=tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    store = ("--store", "sqlite:///x.db")
+    run(installed / "droptune", "optimize", "own.py", "--quiet", *store, cwd=tmp_path)
+    run(installed / "droptune", "db", "check", *store, cwd=tmp_path)
     script = (
         "import sqlite3; print(*sqlite3.connect('x.db').execute('select * from droptune_version'))"
     )

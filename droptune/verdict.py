@@ -173,9 +173,13 @@ def decide(
         "finalists": _table(alone, lacks),
         "as given": asdict(given) if given else None,
     }
-    if unit is None:
-        unit = "nats" if "cross_entropy" in objective else ""
-    return Verdict(verdict, arm, difference, _text(verdict, difference, unit), details)
+    text = _text(verdict, difference, _unit(objective) if unit is None else unit)
+    return Verdict(verdict, arm, difference, text, details)
+
+
+def _unit(objective: str) -> str:
+    """Return the unit of an objective, as far as its name tells it."""
+    return "nats" if "cross_entropy" in objective else ""
 
 
 def _check_arms(values: Mapping[str, Sequence[float]], needed: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from droptune.errors import StudyError
+from droptune.rounding import rounded
 
 HELPS, NO_BENEFIT, HURTS, UNDECIDED = "helps", "no benefit", "hurts", "undecided"
 
@@ -256,18 +257,8 @@ def _text(verdict: str, difference: Difference | None, unit: str) -> str:
         seeds = 0 if difference is None else difference.n
         found = "no paired seed" if not seeds else "1 paired seed"
         return f"{verdict}: {found}, at least 2 are needed; confirm with more blocks"
-    shown = _rounded(difference)
+    shown = rounded(difference.mean, difference.low, difference.high)
     parts = [" ".join(filter(None, [shown[0], unit, *shown[1:]]))]
     parts.append(f"p = {difference.p_value:.2g}")
     parts.append(f"{difference.n} paired seeds")
     return f"{verdict}: {', '.join(parts)}"
-
-
-def _rounded(difference: Difference) -> list[str]:
-    """Return the mean and the interval, to two digits of the interval's half width."""
-    mean, low, high = difference.mean, difference.low, difference.high
-    if low is None or high is None:
-        return [f"{mean:+.3g}"]
-    scale = (high - low) / 2 or abs(mean) or 1.0
-    digits = min(max(1 - math.floor(math.log10(scale)), 0), 12)
-    return [f"{mean:+.{digits}f}", f"[{low:+.{digits}f}, {high:+.{digits}f}]"]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from droptune.progress import duration
+from droptune.rounding import rounded
 
 NOTHING = "-"
 """What stands for a value that is not known."""
@@ -77,11 +78,10 @@ def plan_line(plan: Mapping[str, Any] | None) -> str:
 
 
 def difference_line(difference: Mapping[str, Any]) -> str:
-    """Return a paired difference as "-0.021 [-0.029, -0.013], p = 0.0004, 8 blocks"."""
+    """Return a paired difference as "-0.0210 [-0.0290, -0.0130], p = 0.0004, 8 blocks"."""
     low, high, p_value = (difference.get(key) for key in ("low", "high", "p_value"))
-    parts = [_signed(difference["mean"])]
-    if low is not None and high is not None:
-        parts[0] += f" [{_signed(low)}, {_signed(high)}]"
+    mean = math.nan if difference["mean"] is None else difference["mean"]
+    parts = [" ".join(rounded(mean, low, high)) if math.isfinite(mean) else NOTHING]
     if p_value is not None:
         parts.append(f"p = {p_value:.2g}")
     blocks = difference.get("blocks", difference.get("n"))
@@ -101,7 +101,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(part) for key, part in value.items()}
     return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def _signed(value: float | None) -> str:
-    return NOTHING if value is None or not math.isfinite(value) else f"{value:+.4g}"

@@ -87,7 +87,9 @@ def test_the_answer_opens_with_the_verdict():
 
 def test_the_answer_has_the_difference_and_both_arms():
     text = shown(tables.best(BEST))
-    difference = "difference -0.021 [-0.029, -0.013], p = 0.0004, 8 blocks (best minus no dropout)"
+    difference = (
+        "difference -0.0210 [-0.0290, -0.0130], p = 0.0004, 8 blocks (best minus no dropout)"
+    )
     assert row_of(text, "difference") == difference
     assert row_of(text, "best") == "best finalist 1 0.4000 12 0.3900"
     assert row_of(text, "no dropout") == "no dropout no dropout 0.4210 0 0.4300"

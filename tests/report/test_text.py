@@ -79,7 +79,10 @@ def test_a_long_plan_with_one_rate_and_two_kinds():
     [
         ({"mean": 0.5}, "+0.5"),
         ({"mean": None, "low": None, "high": None, "p_value": None, "blocks": 0}, "-, 0 blocks"),
-        ({"mean": -1.0, "low": -2.0, "high": 0.0, "p_value": 0.0, "n": 2}, "-1 [-2, +0], p = 0, 2"),
+        (
+            {"mean": -1.0, "low": -2.0, "high": 0.0, "p_value": 0.0, "n": 2},
+            "-1.0 [-2.0, +0.0], p = 0, 2",
+        ),
     ],
 )
 def test_differences_say_what_is_known(difference, line):

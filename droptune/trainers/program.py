@@ -8,6 +8,7 @@ values alone remove what is not needed.
 """
 
 import operator
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,6 +42,9 @@ _FRESH = {_aten.bmm.default, _aten.baddbmm.default, *_IN_PLACE}
 #: Calls whose result shares memory with their first argument although their schema is silent.
 _SHARING = {_aten._unsafe_view.default, _aten.unsafe_split.Tensor, operator.getitem}
 
+#: Tracing patches torch.fx for the whole process, so only one thread may do it at a time.
+_TRACING = threading.Lock()
+
 
 def trace(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor]) -> Callable[..., list]:
     """Trace a function of tensors at the shapes of `args`.
@@ -56,7 +60,8 @@ def trace(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor]) -> 
     Returns:
         A function of tensors of the same shapes, which returns a list and records no graph.
     """
-    module = make_fx(lambda *flat: list(function(*flat)))(*args)
+    with _TRACING:
+        module = make_fx(lambda *flat: list(function(*flat)))(*args)
     for simplify in (_drop_no_ops, _fuse_bias, _straighten_gradients, _reuse_memory):
         simplify(module.graph)
         module.graph.eliminate_dead_code(_is_impure)

@@ -93,7 +93,7 @@ def test_the_answer_has_the_difference_and_both_arms():
     assert row_of(text, "difference") == difference
     assert row_of(text, "best") == "best finalist 1 0.4000 12 0.3900"
     assert row_of(text, "no dropout") == "no dropout no dropout 0.4210 0 0.4300"
-    assert row_of(text, "test_loss").endswith("0.4300 -0.02 [-0.03, -0.01], p = 0.001, 8 blocks")
+    assert row_of(text, "test_loss").endswith("0.4300 -0.020 [-0.030, -0.010], p = 0.001, 8 blocks")
 
 
 def test_what_hurts_is_the_model_as_given():

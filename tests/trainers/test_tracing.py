@@ -1,6 +1,7 @@
 """What a traced step cannot carry is noticed, and such a model is trained serially."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy
 import pytest
@@ -63,3 +64,20 @@ def test_a_parameter_that_the_forward_does_not_use_keeps_a_model_fused(make_task
         trainer.start(0, Plan.none())
         curves.append([trainer.epoch()[0].train_loss for _ in range(3)])
     torch.testing.assert_close(curves[0], curves[1], rtol=1e-5, atol=0)
+
+
+def test_trainers_in_two_threads_do_not_disturb_each_other(make_task):
+    def losses(_=None):
+        task = make_task(model=Unused, kinds={})
+        found = []
+        for width in (1, 2, 3):
+            fused = FusedTrainer(task, width)
+            fused.begin(0)
+            for slot in range(width):
+                fused.start(slot, Plan.none())
+            found.append([scores.metrics for scores in fused.epoch().values()])
+        return found
+
+    alone = losses()
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(losses, range(8))) == [alone] * 8

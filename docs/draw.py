@@ -1,8 +1,6 @@
-"""Draw docs/best.svg, the README's picture, from the database that `make demo` leaves.
+"""Draw docs/best.svg from the database that `make demo` leaves: `python docs/draw.py`."""
 
-    python docs/draw.py
-"""
-
+import io
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +10,7 @@ from droptune.store import Queries
 
 
 def main() -> None:
-    console = Console(record=True, width=94)
+    console = Console(record=True, width=94, file=io.StringIO())
     with Queries("sqlite:///droptune.db") as queries:
         console.print("$ droptune best --study digits")
         console.print(tables.best(queries.best("digits"), queries.verdict("digits")["text"]))

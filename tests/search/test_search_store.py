@@ -6,8 +6,10 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from wsgiref.util import setup_testing_defaults
 
 import optuna
+import optuna_dashboard
 import pytest
 
 from droptune.errors import StoreError, StudyError
@@ -36,6 +38,24 @@ def test_the_command_line_of_optuna_reads_the_store(search, url):
     call = [tool, "best-trial", "--storage", url, "--study-name", "s", "--format", "json"]
     result = subprocess.run(call, capture_output=True, text=True, check=True)
     assert json.loads(result.stdout)["value"] == search().best()[2]
+
+
+def test_optunas_dashboard_reads_the_store(search, url):
+    run(search(), 3)
+    app = optuna_dashboard.wsgi(optuna.storages.RDBStorage(url))
+
+    def get(path: str) -> dict:
+        request = {"PATH_INFO": path, "QUERY_STRING": "after=0"}
+        setup_testing_defaults(request)
+        return json.loads(b"".join(app(request, lambda *status: None)))
+
+    (study,) = get("/api/studies")["study_summaries"]
+    assert study["study_name"] == "s"
+    trials = get(f"/api/studies/{study['study_id']}")["trials"]
+    assert [trial["state"] for trial in trials] == ["Complete"] * 3
+    assert [trial["values"] for trial in trials] == [
+        [t.value] for t in optuna.load_study(study_name="s", storage=url).trials
+    ]
 
 
 def test_two_processes_on_one_study_are_noticed_and_lose_nothing(search, url):

@@ -18,6 +18,7 @@ _HOME = {
     "Space": "droptune.space",
     "Study": "droptune.study",
     "Trainer": "droptune.trainers",
+    "advance": "droptune.plan",
     "apply": "droptune.plan",
     "find_sites": "droptune.sites",
     "read": "droptune.plan",

@@ -160,7 +160,8 @@ def best(name: str, store: str, as_json: bool) -> None:
     --json prints
       study       name
       verdict     helps, no benefit, hurts or undecided
-      plan        {"version", "sites": {site: {"kind", "rate", "schedule"}}}, or null
+      plan        {"version", "sites": {site: {"kind", "rate", "schedule"}}}, or null; a
+                  rate that moves has its "fraction" of training, too
       objective   name of the metric that decides
       best        {"arm", "value", "trial", "search_value"}: the plan's name, its mean over
                   the fresh seeds, its trial and the value it had there; before a verdict

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from droptune.errors import ModelError, PlanError, nearest
 from droptune.kinds import KINDS, Kind
+from droptune.schedule import SCHEDULES, factor
 from droptune.sites import GIVEN, Site, dropout_kind
 
 _VERSION = 1
-_SCHEDULES = ("constant",)
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,42 @@ class Entry:
 
     Attributes:
         kind: a name in `droptune.kinds.KINDS`.
-        rate: probability of dropping, in [0, 1).
-        schedule: how the rate moves over training; "constant".
+        rate: probability of dropping, in [0, 1); the highest, where it moves.
+        schedule: how the rate moves over training, a name in `droptune.schedule.SCHEDULES`.
+        fraction: the part of training that the schedule takes, in (0, 1]; None for constant,
+            and elsewhere the schedule's own.
 
     Raises:
-        PlanError: an unknown kind or schedule, or a rate outside [0, 1).
+        PlanError: an unknown kind or schedule, a rate outside [0, 1), a fraction outside
+            (0, 1].
     """
 
     kind: str
     rate: float
     schedule: str = "constant"
+    fraction: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in KINDS:
             raise PlanError(f"unknown kind {self.kind!r}{nearest(str(self.kind), KINDS)}")
-        if self.schedule not in _SCHEDULES:
-            raise PlanError(f"unknown schedule {self.schedule!r}; allowed: {', '.join(_SCHEDULES)}")
+        if not isinstance(self.schedule, str) or self.schedule not in SCHEDULES:
+            raise PlanError(
+                f"unknown schedule {self.schedule!r}{nearest(str(self.schedule), SCHEDULES)}"
+            )
         object.__setattr__(self, "rate", checked_rate(self.rate))
+        object.__setattr__(self, "fraction", _checked_fraction(self.schedule, self.fraction))
+
+    def at(self, progress: float) -> float:
+        """Return the rate at some point of training, from 0 (first epoch) to 1 (last)."""
+        return self.rate * factor(self.schedule, self.fraction, progress)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry as JSON values; without a fraction where the rate is constant."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def __str__(self) -> str:
+        moves = "" if self.fraction is None else f" {self.schedule} {self.fraction:.2g}"
+        return f"{self.kind} {self.rate:g}{moves}"
 
 
 def checked_rate(rate: Any) -> float:
@@ -59,6 +78,17 @@ def checked_rate(rate: Any) -> float:
             f"rate {rate!r} is outside [0, 1); a rate is the probability of DROPPING, 0 is off"
         )
     return value
+
+
+def _checked_fraction(schedule: str, fraction: Any) -> float | None:
+    """Return a schedule's fraction: its own by default, None for constant."""
+    if schedule == "constant":
+        return None  # whatever was given: equal behaviour is an equal plan
+    if fraction is None:
+        return SCHEDULES[schedule]
+    if isinstance(fraction, int | float) and 0 < fraction <= 1:
+        return float(fraction)
+    raise PlanError(f"fraction {fraction!r} of schedule {schedule!r} is outside (0, 1]")
 
 
 def _entry(site: str, value: Any) -> Entry:
@@ -113,6 +143,11 @@ class Plan(Mapping[str, Entry]):
         """Return the plan with one rate at all sites; each site's default kind by default."""
         return cls({site.name: Entry(kind or site.default_kind, rate) for site in sites})
 
+    @property
+    def moves(self) -> bool:
+        """Whether a rate changes over training."""
+        return any(entry.fraction is not None for entry in self._entries.values())
+
     def __getitem__(self, name: str) -> Entry:
         return self._entries[name]
 
@@ -134,14 +169,14 @@ class Plan(Mapping[str, Entry]):
     def __str__(self) -> str:
         if not self:
             return "no dropout"
-        return ", ".join(f"{name}: {e.kind} {e.rate:g}" for name, e in self._entries.items())
+        return ", ".join(f"{name}: {e}" for name, e in self._entries.items())
 
     def __repr__(self) -> str:
         return f"Plan({self})"
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
-        return {"version": _VERSION, "sites": {n: asdict(e) for n, e in self._entries.items()}}
+        return {"version": _VERSION, "sites": {n: e.to_json() for n, e in self._entries.items()}}
 
     @classmethod
     def from_json(cls, value: Any) -> "Plan":
@@ -191,6 +226,7 @@ class SiteDropout(nn.Module):
     def __init__(self, site: str, kinds: Iterable[str]) -> None:
         super().__init__()
         self.site = site
+        self.entry: Entry | None = None
         for name in kinds:
             self.add_module(name, KINDS[name](site))
 
@@ -204,17 +240,20 @@ class SiteDropout(nn.Module):
             x = kind(x)
         return x
 
-    def set(self, entry: Entry | None) -> None:
-        """Set the rate of the entry's kind, and 0 for the others."""
+    def set(self, entry: Entry | None, progress: float = 0.0) -> None:
+        """Set the rate of the entry's kind at a point of training, and 0 for the others."""
+        self.entry = entry
         for name, kind in self.kinds.items():
-            kind.rate.fill_(entry.rate if entry is not None and entry.kind == name else 0.0)
+            on = entry is not None and entry.kind == name
+            kind.rate.fill_(entry.at(progress) if on else 0.0)  # type: ignore[union-attr]
 
 
 def apply(model: nn.Module, plan: Plan, *, seed: int | None = None) -> nn.Module:
     """Put a plan on a model, in place, instead of any dropout it had.
 
     `state_dict` keys and eval outputs stay as they are; `remove` undoes it. The masks come
-    from generators of droptune's own and leave torch's global one alone.
+    from generators of droptune's own and leave torch's global one alone. A plan in which a
+    rate moves stands at the beginning of training: call `advance` before each epoch.
 
     Args:
         model: the model; the plan's sites must be found in it.
@@ -233,6 +272,17 @@ def apply(model: nn.Module, plan: Plan, *, seed: int | None = None) -> nn.Module
     if seed is not None:
         seed_noise(model, seed)
     return model
+
+
+def advance(model: nn.Module, progress: float) -> None:
+    """Move the rates of the plan on a model to a point of training.
+
+    Args:
+        model: with a plan on it; where all rates are constant nothing changes.
+        progress: from 0 (first epoch) to 1 (last): `epoch / (epochs - 1)`.
+    """
+    for dropout in installed(model).values():
+        dropout.set(dropout.entry, progress)
 
 
 def remove(model: nn.Module) -> nn.Module:
@@ -257,21 +307,12 @@ def remove(model: nn.Module) -> nn.Module:
 def read(model: nn.Module) -> Plan:
     """Return the plan that is on a model; without one, the dropout it was given with.
 
-    Rates of a plan are kept in float32, and read back to six decimals.
-
     Raises:
         PlanError: the model was given with a dropout of rate 1.
     """
     ours = installed(model)
     if ours or any(hasattr(module, GIVEN) for module in model.modules()):
-        return Plan(
-            {
-                site: Entry(name, round(kind.rate.item(), 6))
-                for site, dropout in ours.items()
-                for name, kind in dropout.kinds.items()
-                if kind.rate.item() > 0
-            }
-        )
+        return Plan({site: d.entry for site, d in ours.items() if d.entry is not None})
     given = {path: (dropout_kind(m), m.p) for path, m in model.named_modules() if dropout_kind(m)}
     return Plan(given)  # type: ignore[arg-type]
 

@@ -52,6 +52,7 @@ def check(settings: Mapping[str, Any]) -> None:
     if settings["slots"] != "auto" and not _is_whole(settings["slots"], 1):
         raise StudyError(f"slots {settings['slots']!r}: 'auto' or a whole number from 1 is needed")
     _check_kinds(settings["kinds"])
+    _check_schedules(settings["schedules"])
     seconds(settings["time"])
     if settings["pruner"] != "none" and not rungs(settings["epochs"], settings["pruner"]):
         raise StudyError(
@@ -120,3 +121,9 @@ def _check_kinds(kinds: Any) -> None:
 
 def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _check_schedules(schedules: Any) -> None:
+    listed = isinstance(schedules, Sequence) and not isinstance(schedules, str)
+    if not listed or not all(isinstance(name, str) for name in schedules):
+        raise StudyError(f"schedules {schedules!r}: give a list, such as ['constant', 'early']")

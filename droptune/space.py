@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from droptune.errors import SpaceError, nearest
 from droptune.kinds import KINDS
 from droptune.plan import Entry, Plan
+from droptune.schedule import SCHEDULES
 from droptune.sites import Site
 
 #: Highest rate suggested, by role: small where noise hits raw information (inputs,
@@ -27,7 +28,7 @@ STEP = 0.01
 #: Names of the plans that every study has and compares with.
 CONTROL, AS_GIVEN = "no dropout", "as given"
 
-_GATE = "dropout"
+_GATE, _SCHEDULE, _FRACTION = "dropout", "schedule", "fraction"
 
 
 class Suggester(Protocol):
@@ -138,7 +139,8 @@ class Space:
     """The plans a study may try.
 
     Parameters, the same in every trial: a gate `dropout` ("off" or "on"), the rates as the
-    encoding spells them, and `kind.ROLE` for each role that more than one kind fits.
+    encoding spells them, `kind.ROLE` for each role that more than one kind fits, and, where
+    rates may move, one `schedule` for all sites and its `fraction`.
 
     Args:
         sites: where dropout may act.
@@ -147,9 +149,10 @@ class Space:
         kinds: the kinds that may be tried where their layout fits. None, or where none of
             them fits a role: the kind found at the site, else channel for convolutions and
             standard for the rest.
+        schedules: how rates may move over training, names in `droptune.schedule.SCHEDULES`.
 
     Raises:
-        SpaceError: no sites, or an unknown encoding or kind.
+        SpaceError: no sites, or an unknown encoding, kind or schedule.
     """
 
     def __init__(
@@ -157,6 +160,7 @@ class Space:
         sites: Iterable[Site],
         encoding: str = "shape",
         kinds: Sequence[str] | None = None,
+        schedules: Sequence[str] = ("constant",),
     ) -> None:
         self.sites = tuple(sites)
         if not self.sites:
@@ -170,6 +174,7 @@ class Space:
         for kind in kinds:
             if kind not in KINDS:
                 raise SpaceError(f"unknown kind {kind!r}{nearest(str(kind), KINDS)}")
+        self.schedules = _checked_schedules(schedules)
         self.encoding = encoding
         self.asked_kinds = kinds
         self._encoding = ENCODINGS[encoding](self.sites)
@@ -198,15 +203,27 @@ class Space:
             for role, choices in self._choices.items()
             if len(choices) > 1
         }
+        schedule, fraction = self._suggest_schedule(trial)
         if not on:
             return Plan.none()
         kinds = self.kinds
         return Plan(
             {
-                site.name: Entry(chosen.get(site.role, kinds[site.name][0]), rates[site.name])
-                for site in self.sites
+                s.name: Entry(
+                    chosen.get(s.role, kinds[s.name][0]), rates[s.name], schedule, fraction
+                )
+                for s in self.sites
             }
         )
+
+    def _suggest_schedule(self, trial: Suggester) -> tuple[str, float | None]:
+        """Suggest a schedule and its fraction, as far as there is a choice."""
+        schedule = self.schedules[0]
+        if len(self.schedules) > 1:
+            schedule = trial.suggest_categorical(_SCHEDULE, list(self.schedules))
+        if self.schedules == ("constant",):
+            return schedule, None
+        return schedule, round(trial.suggest_float(_FRACTION, 0.05, 1.0, step=0.05), 4)
 
     def encode(self, plan: Plan) -> dict[str, Any]:
         """Return the parameters nearest to a plan.
@@ -216,11 +233,22 @@ class Space:
         """
         rates = {s.name: plan[s.name].rate if s.name in plan else 0.0 for s in self.sites}
         params: dict[str, Any] = {_GATE: "on" if any(rates.values()) else "off"}
-        params |= self._encoding.encode(rates)
+        params |= self._encoding.encode(rates) | self._encode_schedule(plan)
         for role, choices in self._choices.items():
             if len(choices) > 1:
                 used = [plan[s.name].kind for s in self.sites if s.role == role and s.name in plan]
                 params[f"kind.{role}"] = next((k for k in used if k in choices), choices[0])
+        return params
+
+    def _encode_schedule(self, plan: Plan) -> dict[str, Any]:
+        """Return the schedule parameters of the first entry that the space can express."""
+        used = [entry for entry in plan.values() if entry.schedule in self.schedules]
+        schedule = used[0].schedule if used else self.schedules[0]
+        fraction = used[0].fraction if used else SCHEDULES[schedule]
+        params: dict[str, Any] = {_SCHEDULE: schedule} if len(self.schedules) > 1 else {}
+        if self.schedules != ("constant",):
+            steps = round((fraction or 1.0) / 0.05)
+            params[_FRACTION] = round(max(steps, 1) * 0.05, 4)
         return params
 
     def fixed_plans(self, as_given: Plan) -> dict[str, Plan]:
@@ -253,13 +281,30 @@ class Space:
 
     def to_json(self) -> dict[str, Any]:
         """Return what makes two spaces the same, as JSON values."""
+        moving = {} if self.schedules == ("constant",) else {"schedules": list(self.schedules)}
         return {
             "encoding": self.encoding,
             "sites": [
                 {"name": s.name, "role": s.role, "kinds": list(self.kinds[s.name])}
                 for s in self.sites
             ],
+            **moving,
         }
+
+
+def _checked_schedules(schedules: Sequence[str]) -> tuple[str, ...]:
+    """Return the schedules, each once.
+
+    Raises:
+        SpaceError: there is none, or one is unknown.
+    """
+    names = (schedules,) if isinstance(schedules, str) else tuple(dict.fromkeys(schedules))
+    for name in names:
+        if name not in SCHEDULES:
+            raise SpaceError(f"unknown schedule {name!r}{nearest(str(name), SCHEDULES)}")
+    if not names:
+        raise SpaceError(f"no schedule; give one or more of {', '.join(SCHEDULES)}")
+    return names
 
 
 def _rate(trial: Suggester, name: str, high: float) -> float:

@@ -72,6 +72,8 @@ class Study:
         direction: "minimize" or "maximize"; None: maximize an accuracy, minimize the rest.
         encoding: "uniform", "shape" or "site", see `Space`.
         kinds: kinds of dropout to try; None: the usual one at each site.
+        schedules: how rates may move over training, among constant, ramp, early, late and
+            curriculum; early suits a model that underfits, late one that overfits.
         sampler: tpe, gp, cmaes, qmc, random or grid.
         pruner: none, median, hyperband or successive-halving. Rungs favour small rates,
             because dropout slows the start of training, so the default is none.
@@ -107,6 +109,7 @@ class Study:
     direction: str | None = None
     encoding: str = "shape"
     kinds: Sequence[str] | None = None
+    schedules: Sequence[str] = ("constant",)
     sampler: str = "tpe"
     pruner: str = "none"
     trials: int = 64
@@ -168,7 +171,7 @@ class Study:
     @cached_property
     def space(self) -> Space:
         """The plans that may be tried."""
-        return Space(self.sites(), self.encoding, self.kinds)
+        return Space(self.sites(), self.encoding, self.kinds, self.schedules)
 
     def as_given(self) -> Plan:
         """Return the dropout that the model comes with, where it takes effect."""

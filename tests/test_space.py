@@ -277,3 +277,50 @@ def test_a_model_without_sites_is_refused_with_what_it_needs():
 def test_every_kind_may_be_asked_for():
     space = Space(SITES, kinds=list(KINDS))
     assert set(space.kinds["c1"]) == set(KINDS)
+
+
+# Schedules
+
+
+def test_rates_move_where_that_is_asked_for_and_the_shape_stays_fixed():
+    space = Space(SITES, "uniform", schedules=["constant", "early", "late"])
+    asked = []
+    for gate in ("on", "off"):
+        recorder = Recorder(gate, 0.5)
+        space.suggest(recorder)
+        asked.append(recorder.asked)
+    assert asked[0] == asked[1]
+    assert asked[0]["schedule"] == ("constant", "early", "late")
+    assert asked[0]["fraction"] == (0.05, 1.0, 0.05)
+    assert not {"schedule", "fraction"} & asks(Space(SITES, "uniform")).keys()
+    assert "schedules" not in Space(SITES, "uniform").to_json()
+    assert space.to_json()["schedules"] == ["constant", "early", "late"]
+
+
+def asks(space: Space) -> dict:
+    recorder = Recorder("on", 0.5)
+    space.suggest(recorder)
+    return recorder.asked
+
+
+@pytest.mark.parametrize("schedules", [["early"], ["constant", "late", "early"]])
+@pytest.mark.parametrize("fraction", [0.05, 0.35, 1.0])
+def test_a_plan_whose_rates_move_comes_back(schedules, fraction):
+    space = Space(SITES[4:6], "uniform", schedules=schedules)
+    plan = Plan({name: ("standard", 0.2, "early", fraction) for name in ("fc1", "fc2")})
+    assert back(space, plan) == plan
+
+
+def test_a_constant_plan_comes_back_where_rates_may_move():
+    space = Space(SITES[4:6], "uniform", schedules=["late", "constant"])
+    plan = Plan.everywhere(SITES[4:6], 0.2)
+    assert back(space, plan) == plan
+
+
+@pytest.mark.parametrize(
+    ("schedules", "said"),
+    [(["erly"], "unknown schedule 'erly'; nearest: early"), ([], "no schedule; give one or more")],
+)
+def test_schedules_that_are_none_are_refused(schedules, said):
+    with pytest.raises(SpaceError, match=said):
+        Space(SITES, "uniform", schedules=schedules)

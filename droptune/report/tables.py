@@ -20,6 +20,7 @@ from droptune.report.text import (
     difference_line,
     number,
     plan_line,
+    schedule,
     seconds,
     short,
     visible,
@@ -153,7 +154,7 @@ def plan(value: Row | None) -> RenderableType:
             _text(entry["kind"]),
             _text(short(entry["rate"])),
             Bar(entry["rate"]),
-            _text(entry.get("schedule", "constant")),
+            _text(schedule(entry)),
         )
     return table
 

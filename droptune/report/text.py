@@ -68,13 +68,26 @@ def plan_line(plan: Mapping[str, Any] | None) -> str:
         return "no dropout"
     if len(sites) <= 3:
         return ", ".join(
-            f"{visible(name)}: {visible(entry['kind'])} {short(entry['rate'])}"
+            f"{visible(name)}: {visible(entry['kind'])} {short(entry['rate'])}{_moves(entry)}"
             for name, entry in sites.items()
         )
     kinds = "/".join(dict.fromkeys(visible(entry["kind"]) for entry in sites.values()))
     low, high = (f(entry["rate"] for entry in sites.values()) for f in (min, max))
     rates = short(low) if low == high else f"{short(low)} to {short(high)}"
-    return f"{kinds} {rates} at {len(sites)} sites"
+    moves = dict.fromkeys(_moves(entry) for entry in sites.values())
+    return f"{kinds} {rates}{'/'.join(moves)} at {len(sites)} sites"
+
+
+def schedule(entry: Mapping[str, Any]) -> str:
+    """Return how an entry's rate moves over training: "constant", or "early 0.17"."""
+    fraction = entry.get("fraction")
+    part = "" if fraction is None else f" {short(round(fraction, 2))}"
+    return f"{visible(entry.get('schedule', 'constant'))}{part}"
+
+
+def _moves(entry: Mapping[str, Any]) -> str:
+    text = schedule(entry)
+    return "" if text == "constant" else f" {text}"
 
 
 def difference_line(difference: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from droptune.data import Data
 from droptune.errors import ModelError, PlanError, TrainingError
 from droptune.plan import Plan, install
+from droptune.schedule import progress
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -160,6 +161,10 @@ class Task:
         module = build(self.model, seed)
         install(module, self.kinds)
         return module
+
+    def progress(self, step: int) -> float:
+        """Return how far a member is in the epoch of this step: 0 in the first, 1 in the last."""
+        return progress(step // self.steps, self.epochs)
 
     def learning_rate(self, base: float, step: int) -> float:
         """Return the learning rate of a member at its step (from 0)."""

@@ -16,7 +16,8 @@ from torch import nn
 
 from droptune.errors import TrainingError
 from droptune.kinds import derive
-from droptune.plan import Plan, installed, seed_noise
+from droptune.plan import Plan, advance, installed, seed_noise
+from droptune.schedule import progress
 from droptune.trainers.base import (
     Saved,
     Scores,
@@ -126,6 +127,7 @@ class FunctionTrainer:
         age, member.age = member.age, member.age + 1
         if member.failed:
             return
+        advance(member.model, progress(age, self.task.epochs))
         with torch.random.fork_rng(self._gpus()):
             torch.manual_seed(derive(self._seed, "model", age))
             try:

@@ -104,9 +104,16 @@ class FusedTrainer:
             stack[row] = self._initial.get(name, self._initial_buffers.get(name))
         for state in self._optimizer.tensors():
             state[row] = 0
+        self._set_rates(slot)
+
+    def _set_rates(self, slot: int) -> None:
+        """Set a member's rates to those of the epoch it is in."""
+        plan, row = self._plans[slot], self._rows.index(slot)
+        progress = self.task.progress(self._paces[slot].age)
         for (site, kind), name in self._rates.items():
             entry = plan.get(site)
-            self._buffers[name][row] = entry.rate if entry and entry.kind == kind else 0.0
+            on = entry is not None and entry.kind == kind
+            self._buffers[name][row] = entry.at(progress) if on else 0.0
 
     def stop(self, slot: int) -> None:
         check_taken(slot, self._plans)
@@ -119,6 +126,9 @@ class FusedTrainer:
             return {}
         self._resize(_width(len(self._plans), self.slots))
         seed_noise(self._model, self._seed, self.clock)
+        for slot, plan in self._plans.items():
+            if plan.moves:
+                self._set_rates(slot)
         with torch.random.fork_rng(self._gpus()):
             torch.manual_seed(derive(self._seed, "model", self.clock))
             losses = self._train()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from droptune.data import Split, batches
 from droptune.errors import ModelError
 from droptune.kinds import derive
-from droptune.plan import Plan, installed, seed_noise
+from droptune.plan import Plan, advance, installed, seed_noise
 from droptune.trainers.base import (
     EVAL_BATCHES,
     Saved,
@@ -162,6 +162,7 @@ class SerialTrainer:
         """Train for one epoch or its first steps; return the mean loss of an epoch."""
         data, task = self._data.train, self.task
         member.model.train()
+        advance(member.model, task.progress(member.pace.age))
         seed_noise(member.model, self._seed, self.clock)
         total = torch.zeros((), device=self.device)
         order = batches(len(data), task.batch_size, self._seed, self.clock, self.device)

@@ -90,8 +90,13 @@ def _random(seed: int, **_: Any) -> optuna.samplers.BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def _grid(first_seed: int, space: Mapping[str, BaseDistribution], **_: Any) -> Grid:
-    points = {name: grid_points(distribution) for name, distribution in space.items()}
+def _grid(
+    first_seed: int, space: Mapping[str, BaseDistribution], settled: Mapping[str, Any], **_: Any
+) -> Grid:
+    points = {
+        name: [settled[name]] if name in settled else grid_points(distribution)
+        for name, distribution in space.items()
+    }
     size = prod(len(values) for values in points.values())
     if size > GRID_LIMIT:
         raise StudyError(
@@ -124,7 +129,11 @@ def check_names(sampler: str, pruner: str) -> None:
 
 
 def make_sampler(
-    name: str, seed: int, past: int, space: Mapping[str, BaseDistribution]
+    name: str,
+    seed: int,
+    past: int,
+    space: Mapping[str, BaseDistribution],
+    settled: Mapping[str, Any],
 ) -> optuna.samplers.BaseSampler:
     """Return the sampler called `name`.
 
@@ -136,9 +145,14 @@ def make_sampler(
         past: number of trials the study has already; moves the seed on, so that a resumed
             study does not draw its startup points again.
         space: the parameters of every trial.
+        settled: parameters that the sampler is not to vary, with their values.
     """
     moved = (seed + SEED_STEP * past) % 2**32
-    return _SAMPLERS[name](seed=moved, first_seed=seed % 2**32, space=space)
+    sampler = _SAMPLERS[name](seed=moved, first_seed=seed % 2**32, space=space, settled=settled)
+    if not settled or isinstance(sampler, Grid):
+        return sampler
+    with quiet():  # it is called experimental
+        return optuna.samplers.PartialFixedSampler(dict(settled), sampler)
 
 
 def make_pruner(name: str, rungs: Sequence[int], epochs: int) -> optuna.pruners.BasePruner:

@@ -112,13 +112,16 @@ class Search:
             space.suggest(probe)
             self._parameters = probe.distributions
             self._pruner = make_pruner(pruner, tuple(rungs), epochs)
-            make_sampler(sampler, seed, 0, self._parameters)  # refused before anything is stored
+            # Refused, if it is to be refused, before anything is stored.
+            make_sampler(sampler, seed, 0, self._parameters, space.settled)
         self._record = Record(url, name, direction, prepare_engine)
         try:
             trials = self._record.trials
             self._check_space(trials)
             with quiet():
-                self._sampler = make_sampler(sampler, seed, len(trials), self._parameters)
+                self._sampler = make_sampler(
+                    sampler, seed, len(trials), self._parameters, space.settled
+                )
                 if sampler == "cmaes":
                     recall_cmaes(trials, direction)
                 self._rebuild(trials)

@@ -279,6 +279,13 @@ def test_every_kind_may_be_asked_for():
     assert set(space.kinds["c1"]) == set(KINDS)
 
 
+def test_the_gate_is_settled_for_no_dropout_is_tried_once_anyway():
+    space = Space(SITES)
+    assert space.settled == {"dropout": "on"}
+    assert space.encode(Plan.none())["dropout"] == "off"
+    assert space.suggest(Recorder("off", 0.5)) == Plan.none()
+
+
 # Schedules
 
 

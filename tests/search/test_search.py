@@ -25,6 +25,18 @@ def test_every_sampler_searches_to_the_end_and_goes_on_after_a_restart(search, u
     assert not [asked for asked in second if asked.plan in plans], "a startup point came again"
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_no_sampler_varies_what_is_settled(search, url, sampler):
+    space = TinySpace()
+    space.settled = {"kind": "gaussian"}
+    for trials in (14, 20):  # and again after a restart
+        one = search(space=space, sampler=sampler)
+        one.enqueue("other", Plan({"0": Entry("standard", 0.1)}))
+        run(one, trials)
+    kinds = [trial.params["kind"] for trial in stored(url)]
+    assert kinds == ["standard"] + ["gaussian"] * 19
+
+
 @pytest.mark.parametrize("pruner", PRUNERS)
 def test_every_pruner_searches_to_the_end_and_goes_on_after_a_restart(search, url, pruner):
     for trials in (16, 40):

@@ -1,5 +1,7 @@
 """A space and a model so small that a search over them takes no time."""
 
+from typing import ClassVar
+
 import optuna
 
 from droptune.plan import Entry, Plan
@@ -7,6 +9,8 @@ from droptune.plan import Entry, Plan
 
 class TinySpace:
     """Two rates and a kind: what a space must be able to do, and no more."""
+
+    settled: ClassVar[dict] = {}
 
     def __init__(self, high=0.6, kinds=("standard", "gaussian")):
         self.high, self.kinds = high, list(kinds)

@@ -266,7 +266,8 @@ def test_the_definition_is_json_and_tells_spaces_apart():
 def test_unknown_encodings_and_kinds_are_refused_with_what_is_allowed():
     with pytest.raises(SpaceError, match="^unknown encoding 'fine'; allowed: uniform, shape, site"):
         Space(SITES, "fine")
-    with pytest.raises(SpaceError, match="^unknown kind 'standart'; nearest: standard, stochastic$"):
+    nearest = "^unknown kind 'standart'; nearest: standard, stochastic$"
+    with pytest.raises(SpaceError, match=nearest):
         Space(SITES, kinds=["standart"])
 
 

@@ -76,9 +76,9 @@ class MaxDropChannel(Kind):
 def share_of(x: Tensor, place: Tensor) -> Tensor:
     """Return the part of each sample's sum of |x| at `place` along axis 1, in [0, 1].
 
-    Samples of zeros have share 0, and so have those whose sum is too large for float32.
+    Samples of zeros have share 0, and so have those whose sum is infinite.
     """
-    size = x.abs().float()
+    size = x.abs().to(torch.promote_types(x.dtype, torch.float32))
     axes = tuple(range(1, x.dim()))
     highest, all_of_it = size.gather(1, place).sum(axes, keepdim=True), size.sum(axes, keepdim=True)
     return (highest / all_of_it).nan_to_num(nan=0.0).clamp(max=1.0)

@@ -110,6 +110,6 @@ class Pattern(Kind):
         if not tile or not self.repeat:
             return torch.zeros_like(along)
         extent = self.repeat * (tile + gap) - gap
-        along = along + extent / 2 + 1e-3  # pixels of a straight grid may lie on its lines
+        along = along + extent / 2 + 1e-3  # where pixels lie on lines of the grid, to one side
         inside = (along >= 0) & (along < extent) & (along.remainder(tile + gap) < tile)
         return inside.to(along.dtype)

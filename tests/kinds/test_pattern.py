@@ -70,9 +70,6 @@ def test_a_grid_is_sheared_and_turned_as_torch_samples_it(rotate, shear_x, shear
     expected = warped(grid(24, tile, 6, 3), rotate, shear_x, shear_y)
     # Pixels whose middle falls on a line may go either way.
     assert (found != expected).sum() <= 0.05 * expected.sum()
-    assert (
-        found.sum().item() == pytest.approx(9 * tile**2, rel=0.25) or expected.sum() < found.sum()
-    )
 
 
 def test_rotate_turns_clockwise_and_shears_push_right_and_down():

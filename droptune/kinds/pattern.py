@@ -107,9 +107,7 @@ class Pattern(Kind):
         """Tell by 1 or 0 whether coordinates from the grid's centre meet a tile, on one axis."""
         tile = max(1, round(self.size * length)) if self.size else 0
         gap = max(1, round(self.stride * length)) if self.stride else 0
-        if not tile or not self.repeat:
-            return torch.zeros_like(along)
         extent = self.repeat * (tile + gap) - gap
-        along = along + extent / 2 + 1e-3  # where pixels lie on lines of the grid, to one side
+        along = along + extent / 2
         inside = (along >= 0) & (along < extent) & (along.remainder(tile + gap) < tile)
         return inside.to(along.dtype)

@@ -83,6 +83,11 @@ def test_a_short_map_is_lost_as_often_as_counting_all_draws_says(side, rate):
     assert float(lost(torch.tensor(gamma), (side,), block)) == pytest.approx(chance, rel=1e-5)
 
 
+@pytest.mark.parametrize("space", [(15,), (14, 15), (28, 28)])
+def test_a_map_of_more_than_two_blocks_a_side_counts_as_never_lost(space):
+    assert lost(torch.tensor(0.5), space, frame(space)[0]) == 0
+
+
 def test_on_a_map_no_larger_than_a_block_it_is_drop_path():
     y = make("drop_block", 0.3)(torch.ones(5000, 3, 7, 4)).flatten(1)
     assert torch.equal(y.amax(1), y.amin(1))

@@ -152,7 +152,7 @@ class Space:
         sites: where dropout may act.
         encoding: "uniform" (one rate), "shape" (a mean rate for each role, and a slope over
             depth) or "site" (a rate for each site); from few parameters to many.
-        kinds: the kinds that may be tried where their layout fits. None, or where none of
+        kinds: the kinds that may be tried where layout and role fit. None, or where none of
             them fits a role: the kind found at the site, else channel for convolutions and
             standard for the rest.
         schedules: how rates may move over training, names in `droptune.schedule.SCHEDULES`.
@@ -194,7 +194,7 @@ class Space:
         return tuple(
             kind
             for kind in self.asked_kinds
-            if all(KINDS[kind].fits(site.layout) for site in sites)
+            if all(KINDS[kind].fits(site.layout, site.role) for site in sites)
         )
 
     @property

@@ -87,7 +87,7 @@ def build(builder) -> nn.Module:
 def fitting(model: nn.Module, x: Tensor) -> dict[str, list[str]]:
     """Return every site of a model with all kinds that fit there."""
     return {
-        site.name: [name for name, kind in KINDS.items() if kind.fits(site.layout)]
+        site.name: [name for name, kind in KINDS.items() if kind.fits(site.layout, site.role)]
         for site in find_sites(model, x)
     }
 

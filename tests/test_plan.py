@@ -104,7 +104,7 @@ def test_a_rate_that_is_1_in_float32_is_refused_and_the_one_below_is_finite():
 
 
 def test_unknown_kinds_and_schedules_name_what_is_known():
-    with pytest.raises(PlanError, match="^unknown kind 'standart'; nearest: standard$"):
+    with pytest.raises(PlanError, match="^unknown kind 'standart'; nearest: standard, stochastic$"):
         Entry("standart", 0.1)
     with pytest.raises(PlanError, match=r"^unknown kind \['standard'\]"):
         Entry(["standard"], 0.1)

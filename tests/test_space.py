@@ -1,6 +1,7 @@
 """droptune/space.py: a fixed shape of parameters, and plans that come back from them."""
 
 import json
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -265,7 +266,8 @@ def test_the_definition_is_json_and_tells_spaces_apart():
 def test_unknown_encodings_and_kinds_are_refused_with_what_is_allowed():
     with pytest.raises(SpaceError, match="^unknown encoding 'fine'; allowed: uniform, shape, site"):
         Space(SITES, "fine")
-    with pytest.raises(SpaceError, match="^unknown kind 'standart'; nearest: standard$"):
+    nearest = "^unknown kind 'standart'; nearest: standard, stochastic$"
+    with pytest.raises(SpaceError, match=nearest):
         Space(SITES, kinds=["standart"])
 
 
@@ -274,9 +276,21 @@ def test_a_model_without_sites_is_refused_with_what_it_needs():
         Space([])
 
 
-def test_every_kind_may_be_asked_for():
-    space = Space(SITES, kinds=list(KINDS))
-    assert set(space.kinds["c1"]) == set(KINDS)
+def test_every_kind_may_be_asked_for_and_is_tried_where_layout_and_role_fit():
+    kinds = Space(SITES, kinds=list(KINDS)).kinds
+    anywhere = {"standard", "gaussian", "alpha", "stochastic"}
+    assert set(kinds["fc1"]) == anywhere
+    maps = {"channel", "feature_alpha", "max_drop", "max_drop_channel", "drop_block", "pattern"}
+    assert set(kinds["c1"]) == set(kinds["@input"]) == anywhere | maps
+    sequence = Site("rows", "rows", "output", "hidden", "NLF", 0, (5, 9))
+    assert set(Space([sequence], kinds=list(KINDS)).kinds["rows"]) == anywhere | {"locked"}
+
+
+def test_drop_path_is_tried_on_residual_branches_only():
+    assert Space(SITES, kinds=["drop_path"]).kinds == Space(SITES).kinds
+    for site in SITES:
+        branch = replace(site, role="residual")
+        assert Space([branch], kinds=["drop_path"]).kinds == {site.name: ("drop_path",)}
 
 
 def test_the_gate_is_settled_for_no_dropout_is_tried_once_anyway():

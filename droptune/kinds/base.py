@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from droptune.errors import PlanError
 from droptune.kinds.noise import Stream
 
 
@@ -14,8 +15,9 @@ class Kind(nn.Module):
 
     The rate is a buffer, so it is data: members of a fused trainer share one module and
     differ in the value of this buffer alone. It is not persistent, so that no
-    `state_dict` changes. A kind defines `drop`, which must preserve the mean of `x` (or,
-    for alpha, its mean and variance).
+    `state_dict` changes. A kind defines `drop`, which preserves the mean of `x` over masks,
+    of each element or of a whole sample; alpha keeps mean and variance instead, and max_drop,
+    which takes away maxima and scales nothing, lowers the mean a little.
 
     Args:
         site: the site's name; the kind's noise is a function of it.
@@ -25,18 +27,33 @@ class Kind(nn.Module):
     name: ClassVar[str]
     #: Layouts of the tensors this kind can act on; empty means all.
     layouts: ClassVar[frozenset[str]] = frozenset()
+    #: Roles of the sites where a space may try this kind; empty means all.
+    roles: ClassVar[frozenset[str]] = frozenset()
 
     rate: Tensor
 
     def __init__(self, site: str, rate: float = 0.0) -> None:
         super().__init__()
         self.register_buffer("rate", torch.tensor(float(rate)), persistent=False)
+        self.site = site
         self.stream = Stream(f"{site}/{self.name}")
 
     @classmethod
-    def fits(cls, layout: str) -> bool:
-        """Tell whether this kind can act on tensors of this layout."""
-        return not cls.layouts or layout in cls.layouts
+    def fits(cls, layout: str, role: str) -> bool:
+        """Tell whether this kind is right for tensors of this layout at a site of this role."""
+        return (not cls.layouts or layout in cls.layouts) and (not cls.roles or role in cls.roles)
+
+    def check_axes(self, x: Tensor) -> None:
+        """Refuse a tensor of another number of axes than the kind's layouts have.
+
+        Raises:
+            PlanError: it has more or fewer.
+        """
+        if x.dim() not in map(len, self.layouts):
+            raise PlanError(
+                f"site {self.site!r} holds a tensor of {x.dim()} axes, kind {self.name!r} needs "
+                f"{' or '.join(sorted(self.layouts))}; name another kind there"
+            )
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "Kind":
         rate = self.rate

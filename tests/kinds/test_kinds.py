@@ -6,36 +6,28 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
+from droptune.errors import PlanError
 from droptune.kinds import KINDS, Kind
-from droptune.kinds.alpha import SATURATION
 from droptune.kinds.standard import mask
+from tests.kinds.making import ALPHA, LAYOUTS, batch, dropped, make, many, suited
 
 RATES = [0.1, 0.5, 0.9]
+#: Kinds of whole channels that also take tensors without space, where a channel is an element.
 CHANNELWISE = {"channel", "feature_alpha"}
-ALPHA = {"alpha", "feature_alpha"}
-BERNOULLI = sorted(set(KINDS) - {"gaussian"})
-
-
-def make(name: str, rate: float = 0.5, seed: int = 0, clock: int = 0, site: str = "fc") -> Kind:
-    """Return a kind in training mode, its noise at the start of an epoch."""
-    kind = KINDS[name](site, rate).train()
-    kind.stream.seed(seed, clock)
-    return kind
-
-
-def batch(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape or (4, 3, 5, 5), generator=torch.Generator().manual_seed(seed))
-
-
-def dropped(name: str, rate: float, x: Tensor) -> Tensor:
-    """Return where elements were dropped; alpha sets them all to one value, the others to 0."""
-    y = make(name, rate)(x)
-    if name not in ALPHA:
-        return y == 0
-    scale = (1 - rate + SATURATION**2 * rate * (1 - rate)) ** -0.5
-    value = scale * SATURATION - scale * rate * SATURATION
-    return (y - value).abs() < 1e-5
+#: Layouts of the kinds that do not fit everywhere.
+FITTING = {
+    **dict.fromkeys([*CHANNELWISE, "max_drop", "max_drop_channel"], {"NCL", "NCHW", "NCDHW"}),
+    "drop_block": {"NCL", "NCHW"}, "pattern": {"NCHW"}, "locked": {"NLF"},
+}  # fmt: skip
+#: Kinds that keep the mean of a sample, not that of each element.
+BY_SAMPLE = {"max_drop_channel", "drop_block", "pattern"}
+#: Kinds that drop elements for good: what a rate drops, a higher one drops too.
+DROPPING = sorted(set(KINDS) - {"gaussian"})
+#: Of these, the ones whose rate is the part that is dropped. Not so: stochastic (at each call
+#: another), max_drop (maxima only), drop_block (blocks overlap), pattern (a grid of a sample).
+BERNOULLI = sorted(set(DROPPING) - BY_SAMPLE - {"stochastic", "max_drop"})
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -46,24 +38,32 @@ class KindContract:
         assert KINDS[name].name == name
 
     def test_is_the_very_same_tensor_in_eval(self, name):
-        x = batch()
+        x = suited(name)
         assert make(name).eval()(x) is x
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-    def test_is_exactly_the_identity_at_rate_0_in_training(self, name, dtype):
-        x = batch().to(dtype).requires_grad_()
+    @pytest.mark.parametrize("scale", [0.0, 1.0, 1e30])
+    def test_is_exactly_the_identity_at_rate_0_in_training(self, name, dtype, scale):
+        x = (suited(name) * scale).to(dtype).requires_grad_()
         y = make(name, 0.0)(x)
         assert torch.equal(y, x)
+        assert name in ALPHA or torch.equal(y.signbit(), x.signbit())  # alpha adds 0 to -0
         (gradient,) = torch.autograd.grad(y.sum(), x)
         assert torch.equal(gradient, torch.ones_like(x))
 
     @pytest.mark.parametrize("rate", RATES)
     def test_changes_something_in_training(self, name, rate):
-        x = batch()
+        x = suited(name)
         assert not torch.equal(make(name, rate)(x), x)
 
     @pytest.mark.parametrize("rate", RATES)
     def test_keeps_the_mean_over_masks(self, name, rate):
+        if name in BY_SAMPLE | {"max_drop"}:
+            x = torch.tensor([1.0, 3.0]).view(1, 2, 1, 1).expand(2000, 2, 9, 9)
+            # max_drop scales nothing: it takes the maximum of a map of 81, and keeps no mean.
+            expected = 2 * (1 - rate / 81) if name == "max_drop" else 2.0
+            assert make(name, rate)(x).mean().item() == pytest.approx(expected, rel=5e-3)
+            return
         x = torch.zeros(1, 4, 1) if name in ALPHA else torch.tensor([[[1.0], [-2.0], [3.0], [0.5]]])
         draws = make(name, rate)(x.expand(50_000, 4, 1)).mean(0)
         if name in ALPHA:  # E[y] = a q x: the mean of activations with mean 0 stays 0
@@ -87,29 +87,29 @@ class KindContract:
     def test_the_buffer_is_what_counts(self, name):
         kind = make(name, 0.9)
         kind.rate.fill_(0.0)
-        assert torch.equal(kind(batch()), batch())
+        assert torch.equal(kind(suited(name)), suited(name))
 
     def test_leaves_the_global_generator_alone(self, name):
         torch.manual_seed(0)
         before = torch.get_rng_state()
-        KINDS[name]("fc", 0.5).train()(batch())
+        KINDS[name]("fc", 0.5).train()(suited(name))
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_the_same_seed_site_and_clock_give_the_same_noise(self, name):
-        assert torch.equal(make(name)(batch()), make(name)(batch()))
+        assert torch.equal(make(name)(suited(name)), make(name)(suited(name)))
 
     @pytest.mark.parametrize("other", [{"seed": 1}, {"clock": 1}, {"site": "fd"}])
     def test_another_seed_site_or_clock_gives_other_noise(self, name, other):
-        assert not torch.equal(make(name)(batch()), make(name, **other)(batch()))
+        assert not torch.equal(make(name)(suited(name)), make(name, **other)(suited(name)))
 
     def test_each_call_draws_new_noise(self, name):
         kind = make(name)
-        assert not torch.equal(kind(batch()), kind(batch()))
+        assert not torch.equal(kind(suited(name)), kind(suited(name)))
 
     @pytest.mark.parametrize("each", [True, False], ids=["inputs stacked", "one input"])
     def test_stacked_under_vmap_each_member_is_bit_for_bit_what_it_is_alone(self, name, each):
         rates = torch.tensor([0.0, 0.1, 0.5, 0.9])
-        x = torch.stack([batch(seed=i) for i in range(4)]) if each else batch()
+        x = torch.stack([suited(name, i) for i in range(4)]) if each else suited(name)
         kind = make(name)
 
         def member(rate: Tensor, x: Tensor) -> Tensor:
@@ -124,16 +124,41 @@ class KindContract:
     @pytest.mark.parametrize("again", [copy.deepcopy, lambda k: pickle.loads(pickle.dumps(k))])
     def test_a_copy_goes_on_where_the_original_is(self, name, again):
         kind = make(name, 0.3)
-        kind(batch())
+        kind(suited(name))
         twin = again(kind)
         assert twin.rate is not kind.rate and twin.rate == kind.rate
-        assert torch.equal(twin(batch()), kind(batch()))
+        assert torch.equal(twin(suited(name)), kind(suited(name)))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
     def test_keeps_the_dtype_and_the_shape(self, name, dtype):
-        for shape in [(4, 3), (4, 3, 5), (4, 3, 5, 5), (4, 3, 2, 5, 5)]:
-            y = make(name)(batch(*shape).to(dtype))
-            assert y.dtype == dtype and y.shape == shape
+        for layout, shape in LAYOUTS.items():
+            if name in CHANNELWISE or KINDS[name].fits(layout, "residual"):
+                y = make(name)(batch(*shape).to(dtype))
+                assert y.dtype == dtype and y.shape == shape
+
+    def test_another_number_of_axes_is_refused_or_taken_never_misread(self, name):
+        axes = set(map(len, FITTING.get(name, LAYOUTS)))
+        for shape in LAYOUTS.values():
+            if name in CHANNELWISE or len(shape) in axes:
+                make(name)(batch(*shape))
+            else:
+                with pytest.raises(PlanError, match=f"^site 'fc' holds a .* kind '{name}' needs N"):
+                    make(name)(batch(*shape))
+
+    def test_what_it_draws_depends_neither_on_the_rate_nor_on_values(self, name):
+        after = []
+        for rate, x in [(0.0, suited(name)), (0.9, suited(name)), (0.5, suited(name) * 0)]:
+            kind = make(name, rate)
+            kind(x)
+            after.append(kind.stream.uniform((8,), x.device))
+        assert torch.equal(after[0], after[1]) and torch.equal(after[0], after[2])
+
+    def test_traced_it_draws_at_each_replay_what_it_draws_untraced(self, name):
+        x, traced, plain = suited(name), make(name), make(name)
+        replay = make_fx(lambda x: traced(x))(x)
+        traced.stream.seed(0)
+        for _ in range(2):
+            assert torch.equal(replay(x), plain(x))
 
     def test_a_shown_kind_tells_its_rate(self, name):
         assert "rate=0.25" in repr(make(name, 0.25))
@@ -141,9 +166,14 @@ class KindContract:
         kind.rate = torch.zeros(3)
         assert "rate=stacked" in repr(kind)
 
-    def test_takes_any_layout_unless_it_drops_channels(self, name):
-        assert KINDS[name].fits("NCHW")
-        assert KINDS[name].fits("NF") == KINDS[name].fits("NHWF") == (name not in CHANNELWISE)
+    def test_fits_the_layouts_of_its_method(self, name):
+        fitting = {layout for layout in LAYOUTS if KINDS[name].fits(layout, "residual")}
+        assert fitting == FITTING.get(name, set(LAYOUTS))
+
+    @pytest.mark.parametrize("role", ["input", "embedding", "hidden", "conv", "recurrent", "head"])
+    def test_fits_every_role_unless_it_is_of_residual_branches(self, name, role):
+        fits_somewhere = any(KINDS[name].fits(layout, role) for layout in LAYOUTS)
+        assert fits_somewhere == (name != "drop_path")
 
 
 class TestKinds(KindContract):
@@ -153,13 +183,14 @@ class TestKinds(KindContract):
 @pytest.mark.parametrize("name", BERNOULLI)
 @pytest.mark.parametrize("rate", RATES)
 def test_the_dropped_fraction_is_the_rate(name, rate):
-    part = dropped(name, rate, batch(200, 250, 1) + 10).float().mean().item()
+    part = dropped(name, rate, many(name)).float().mean().item()
     assert part == pytest.approx(rate, abs=0.01)
 
 
-@pytest.mark.parametrize("name", BERNOULLI)
+@pytest.mark.parametrize("name", DROPPING)
 def test_a_higher_rate_drops_all_that_a_lower_one_drops(name):
-    masks = [dropped(name, rate, batch(16, 64, 2) + 10) for rate in (0.0, 0.05, 0.3, 0.31, 0.8)]
+    masks = [dropped(name, rate, many(name)) for rate in (0.0, 0.05, 0.3, 0.31, 0.8)]
+    assert not masks[0].any()
     for lower, higher in zip(masks, masks[1:], strict=False):
         assert not (lower & ~higher).any()
         assert lower.sum() < higher.sum()
@@ -223,4 +254,4 @@ def test_a_kind_without_a_drop_says_so():
         name = "silent"
 
     with pytest.raises(NotImplementedError, match="Silent defines no drop"):
-        Silent("fc").train()(batch())
+        Silent("fc").train()(batch(2, 3))

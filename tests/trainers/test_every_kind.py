@@ -1,0 +1,83 @@
+"""Every kind of dropout, trained fused and one by one: the same noise, steps and weights."""
+
+import pytest
+import torch
+from torch import nn
+
+from droptune.kinds import KINDS
+from droptune.plan import Plan
+from droptune.trainers import FusedTrainer, SerialTrainer
+
+RATES = (0.0, 0.15, 0.4, 0.7)
+
+
+class Maps(nn.Sequential):
+    """Two convolutions; behind the second its maps are 8 x 8, larger than a block."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Conv2d(4, 3, 2), nn.GELU(), nn.Flatten(),
+            nn.Linear(192, 3),
+        )  # fmt: skip
+        self.double()
+
+
+class Rows(nn.Sequential):
+    """Two convolutions over a row, of which 10 positions are left."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Conv1d(2, 4, 2), nn.Tanh(), nn.Conv1d(4, 3, 2), nn.GELU(), nn.Flatten(),
+            nn.Linear(30, 3),
+        )  # fmt: skip
+        self.double()
+
+
+class Sequence(nn.Sequential):
+    """Layers over the features of each position."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.GELU(), nn.Flatten(), nn.Linear(35, 3)
+        )
+        self.double()
+
+
+MODELS = {"NCHW": (Maps, (1, 11, 11)), "NCL": (Rows, (2, 12)), "NLF": (Sequence, (7, 4))}
+FITTING = [
+    (kind, layout) for kind in KINDS for layout in MODELS if KINDS[kind].fits(layout, "residual")
+]
+
+
+@pytest.mark.parametrize(("kind", "layout"), FITTING)
+def test_fused_equals_serial(make_task, make_data, weights, kind, layout):
+    model, shape = MODELS[layout]
+    task = make_task(
+        make_data(40, shape, dtype=torch.float64),
+        model=model,
+        kinds={"1": ["gaussian", kind] if kind != "gaussian" else [kind], "3": [kind]},
+    )
+    plans = [Plan({"1": (kind, rate), "3": (kind, rate / 2)}) for rate in RATES]
+    fused, serial = FusedTrainer(task, len(plans)), SerialTrainer(task, len(plans))
+    for trainer in (fused, serial):
+        trainer.begin(5, 1)
+        for slot, plan in enumerate(plans):
+            trainer.start(slot, plan)
+    losses = []
+    for _ in range(2):
+        ours, theirs = fused.epoch(), serial.epoch()
+        for slot in range(len(plans)):
+            assert ours[slot].failed is None and theirs[slot].failed is None
+            assert ours[slot].train_loss == pytest.approx(theirs[slot].train_loss, rel=2e-6)
+            assert ours[slot].metrics == pytest.approx(theirs[slot].metrics, rel=2e-6, abs=1e-7)
+        losses = [scores.train_loss for scores in ours.values()]
+    assert len(set(losses)) == len(plans)
+    for slot in range(len(plans)):
+        mine, reference = weights(fused, slot), weights(serial, slot)
+        assert mine.keys() == reference.keys()
+        for name, tensor in mine.items():
+            torch.testing.assert_close(tensor, reference[name], rtol=1e-10, atol=1e-12)
+
+
+def test_every_kind_trains_somewhere():
+    assert {kind for kind, _ in FITTING} == set(KINDS)

@@ -13,7 +13,7 @@ from droptune.definition import all_kinds, check_same, environment, qualified
 from droptune.errors import StudyError
 from droptune.kinds import derive
 from droptune.loop import Loop
-from droptune.plan import Plan, read
+from droptune.plan import Plan
 from droptune.progress import Progress
 from droptune.progress import progress as suitable_progress
 from droptune.search import Search
@@ -175,9 +175,8 @@ class Study:
 
     def as_given(self) -> Plan:
         """Return the dropout that the model comes with, where it takes effect."""
-        found = {site.name for site in self.space.sites}
-        given = read(self._built)
-        return Plan({name: entry for name, entry in given.items() if name in found})
+        given = {site.name: (site.kind, site.rate) for site in self.space.sites if site.rate}
+        return Plan(given)
 
     def task(self, kinds: Mapping[str, Sequence[str]]) -> Task:
         """Return what the trainers train."""
@@ -267,7 +266,8 @@ class _Run:
         if still_random(self.study._built, self.study._example):
             self.shown.message(
                 "the model draws random numbers in training that droptune does not reach yet "
-                "(functional, attention or recurrent dropout): they stay as they are in all trials"
+                "(dropout inside recurrent layers, noise of its own): they stay as they are in "
+                "all trials"
             )
         with Store(self.study.url) as store:
             self.store = store

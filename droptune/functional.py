@@ -153,9 +153,15 @@ class Calls(TorchFunctionMode):
         def inner(query: Tensor, key: Tensor, value: Tensor, mask: Any, p: float, causal: bool):
             return self._attention(query, key, value, mask, rate, causal)
 
-        # Called as it is, the function would ask the mode that is on, and so without end; with
-        # the mode off, as here, its calls would go unseen. So its names are looked up in ours.
-        names = {**vars(F), "dropout": dropout, "scaled_dot_product_attention": inner}
+        # Called as it is, the function would hand itself to this mode without end; with the
+        # mode off, as here, its calls would go unseen. So it runs on names of ours; asked
+        # whether another mode is on (tracing is one), it must say no, or that one calls it.
+        names = {
+            **vars(F),
+            "dropout": dropout,
+            "scaled_dot_product_attention": inner,
+            "has_torch_function": lambda tensors: False,
+        }
         body = FunctionType(F.multi_head_attention_forward.__code__, names)
         return body(**given)
 

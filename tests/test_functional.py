@@ -1,0 +1,540 @@
+"""droptune/functional.py: dropout that is a function call, through find_sites to fused training."""
+
+import copy
+import inspect
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from droptune import Plan, apply, find_sites, read, remove
+from droptune.data import Data
+from droptune.errors import ModelError, PlanError
+from droptune.functional import FUNCTIONS, attention, can_call, watched
+from droptune.plan import install, installed, seed_noise
+from droptune.trainers import FusedTrainer, SerialTrainer, Task
+from tests.small import Notes, fresh, rows, study
+from tests.test_apply import state_of, trained
+
+X = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(1))
+
+
+# A zoo of models, each with every rate of its own set to `rate`
+
+
+class Hand(nn.Module):
+    """Calls F.dropout twice, and has a dropout module between."""
+
+    def __init__(self, rate: float = 0.3) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.rate, self.drop = rate, nn.Dropout(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(F.relu(self.a(x.mean(1))), self.rate, self.training)
+        x = self.drop(F.relu(self.b(x)))
+        return self.fc(F.dropout(x, p=self.rate, training=self.training))
+
+
+class Causal(nn.Module):
+    """Calls F.scaled_dot_product_attention with a causal mask."""
+
+    def __init__(self, rate: float = 0.2) -> None:
+        super().__init__()
+        self.qkv, self.fc, self.rate = nn.Linear(6, 18), nn.Linear(6, 3), rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 2, 9).transpose(1, 2).chunk(3, -1)
+        p = self.rate if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
+        return self.fc(y.transpose(1, 2).flatten(2).mean(1))
+
+
+class Heads(nn.Module):
+    """Calls nn.MultiheadAttention, which returns its weights or does not."""
+
+    need_weights = False
+
+    def __init__(self, rate: float = 0.2) -> None:
+        super().__init__()
+        self.att = nn.MultiheadAttention(6, 2, rate, batch_first=True)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.att(x, x, x, need_weights=self.need_weights)[0].mean(1))
+
+
+class HeadsWithWeights(Heads):
+    need_weights = True
+
+
+class Encoder(nn.Module):
+    """Two of torch's layers of a transformer."""
+
+    def __init__(self, rate: float = 0.1) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(6, 2, 12, rate, batch_first=True)
+        self.enc, self.fc = nn.TransformerEncoder(layer, 2), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.enc(x).mean(1))
+
+
+class OneLayer(nn.Module):
+    def __init__(self, rate: float = 0.1) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(6, 2, 12, rate, batch_first=True)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.layer(x).mean(1))
+
+
+class Eager(nn.Module):
+    """Attention by hand: softmax, F.dropout, product."""
+
+    def __init__(self, rate: float = 0.2) -> None:
+        super().__init__()
+        self.qkv, self.fc, self.rate = nn.Linear(6, 18), nn.Linear(6, 3), rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        weights = F.dropout((q @ k.mT).softmax(-1), self.rate, self.training)
+        return self.fc((weights @ v).mean(1))
+
+
+ZOO = {cls.__name__: cls for cls in (Hand, Causal, Heads, HeadsWithWeights, OneLayer, Encoder)}
+zoo = pytest.mark.parametrize("cls", ZOO.values(), ids=ZOO)
+
+
+def build(cls, *args: float) -> nn.Module:
+    torch.manual_seed(0)
+    return cls(*args)
+
+
+def places(model: nn.Module, example=X):
+    """Return the sites that are calls."""
+    return [site for site in find_sites(model, example) if site.reach == "function"]
+
+
+# Sites
+
+
+FOUND = {
+    Hand: {"@dropout": ("hidden NF", 0.3), "@dropout.1": ("head NF", 0.3)},
+    Causal: {"@attention": ("attention NHLL", 0.2)},
+    Heads: {"att@attention": ("attention NHLL", 0.2)},
+    HeadsWithWeights: {"att@attention": ("attention NLL", 0.2)},
+    OneLayer: {"layer.self_attn@attention": ("attention NHLL", 0.1)},
+    Encoder: {
+        "enc.layers.0.self_attn@attention": ("attention NHLL", 0.1),
+        "enc.layers.1.self_attn@attention": ("attention NHLL", 0.1),
+    },
+    Eager: {"@dropout": ("attention NLL", 0.2)},
+}
+
+
+@pytest.mark.parametrize("cls", FOUND, ids=lambda cls: cls.__name__)
+def test_calls_are_sites_with_role_layout_and_rate(cls):
+    found = places(build(cls))
+    assert {s.name: (f"{s.role} {s.layout}", s.rate) for s in found} == FOUND[cls]
+    assert {(s.kind, s.calls) for s in found} == {("standard", 1)}
+
+
+def test_sites_come_in_call_order_among_the_others():
+    names = [site.name for site in find_sites(build(Hand), X)]
+    assert names == ["@input", "@dropout", "drop", "@dropout.1"]
+    names = [site.name for site in find_sites(build(OneLayer), X)]
+    assert names[:3] == ["@input", "layer.self_attn@attention", "layer.dropout1"]
+
+
+class Kin(nn.Module):
+    """One function that drops, behind a convolution."""
+
+    def __init__(self, function, axes: int) -> None:
+        super().__init__()
+        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+        self.conv, self.function = conv(1, 4, 3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(F.selu(self.conv(x)), 0.5, self.training)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f"{f.__module__} {f.__name__}")
+def test_every_function_that_drops_is_found_and_replaced_by_its_kind(function):
+    axes = {F.dropout2d: 2, F.dropout3d: 3}.get(function, 1)
+    x = torch.randn(2, 1, *(5,) * axes)
+    model = Kin(function, axes)
+    (site,) = places(model, x)
+    assert (site.kind, site.rate, site.role) == (FUNCTIONS[function], 0.5, "conv")
+    apply(model, Plan({"@dropout": (site.kind, 0.9)}), seed=0)
+    assert not torch.equal(model(x), F.selu(model.conv(x)))
+    apply(model, Plan.none())
+    assert torch.equal(model(x), F.selu(model.conv(x)))
+
+
+@pytest.mark.parametrize("cls", [Causal, Heads, HeadsWithWeights])
+def test_attention_without_dropout_is_a_place_for_it(cls):
+    (site,) = places(build(cls, 0.0))
+    assert (site.kind, site.rate, site.default_kind) == (None, None, "standard")
+    model = apply(build(cls, 0.0), Plan({site.name: ("standard", 0.5)}), seed=0).train()
+    assert not torch.equal(model(X), model(X))
+
+
+def test_a_module_that_runs_twice_has_one_site_that_counts():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hand, self.fc = Hand(), nn.Linear(3, 30)
+
+        def forward(self, x):
+            return self.hand(self.fc(self.hand(x)).view(x.shape))
+
+    assert {s.name: s.calls for s in places(Twice())} == {"hand@dropout": 2, "hand@dropout.1": 2}
+
+
+# Promise 1: eval and state_dict stay, remove restores
+
+
+@zoo
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no grad"])
+def test_a_plan_leaves_state_dict_and_eval_output_bit_for_bit(cls, grad):
+    model = build(cls).eval()
+    keys = list(model.state_dict())
+    with torch.set_grad_enabled(grad):
+        output = model(X)
+        for rate in (0.0, 0.5):
+            apply(model, Plan.everywhere(places(build(cls)), rate))
+            assert list(model.state_dict()) == keys
+            assert torch.equal(model(X), output)
+
+
+def test_a_transformer_keeps_torchs_fast_path_in_eval(monkeypatch):
+    ran, fast = [], torch._transformer_encoder_layer_fwd
+    monkeypatch.setattr(
+        torch, "_transformer_encoder_layer_fwd", lambda *args: ran.append(1) or fast(*args)
+    )
+    model = apply(build(Encoder), Plan.everywhere(places(build(Encoder)), 0.5)).eval()
+    with torch.no_grad():
+        model(X)
+    assert ran == [1, 1]
+
+
+@zoo
+def test_remove_restores_every_module(cls):
+    model = build(cls)
+    before = state_of(model)
+    install(model, {site.name: ["standard", "gaussian"] for site in find_sites(build(cls), X)})
+    assert state_of(model) != before
+    assert state_of(remove(model)) == before
+    assert places(model) == places(build(cls))
+
+
+@zoo
+def test_after_remove_the_model_trains_bit_for_bit_as_given(cls):
+    expected = trained(build(cls), X)
+    model = remove(apply(build(cls), Plan.everywhere(places(build(cls)), 0.5)))
+    for tensor, other in zip(trained(model, X), expected, strict=True):
+        assert torch.equal(tensor, other)
+
+
+def test_a_forward_of_somebody_elses_is_kept_and_given_back():
+    model = build(Hand)
+    model.forward = own = lambda x: Hand.forward(model, x) + 1
+    apply(model, Plan({"@dropout": ("standard", 0.5)}), seed=0)
+    assert inspect.signature(model.forward) == inspect.signature(own)
+    assert torch.equal(model.eval()(X), own(X))
+    assert remove(model).forward is own
+
+
+# Promise 2: the all-zero plan trains as the model with its dropout off
+
+
+@zoo
+def test_no_dropout_trains_bit_for_bit_like_the_model_with_its_rates_at_0(cls):
+    expected = trained(build(cls, 0.0), X)
+    for tensor, other in zip(trained(apply(build(cls), Plan.none()), X), expected, strict=True):
+        assert torch.equal(tensor, other)
+
+
+@zoo
+def test_kinds_at_rate_0_train_bit_for_bit_like_attention_without_fused_kernels(cls):
+    model = build(cls)
+    install(model, {site.name: ["standard", "gaussian"] for site in find_sites(build(cls), X)})
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = trained(build(cls, 0.0), X)
+    for tensor, other in zip(trained(model, X), expected, strict=True):
+        assert torch.equal(tensor, other)
+    *_, fused, _ = trained(build(cls, 0.0), X)
+    torch.testing.assert_close(expected[-2], fused, atol=1e-4, rtol=0)
+
+
+# What a plan does
+
+
+@zoo
+def test_a_plan_takes_effect_at_each_call_alone(cls):
+    for site in places(build(cls)):
+        model = apply(build(cls), Plan({site.name: ("standard", 0.5)}), seed=0)
+        outputs = []
+        for clock in (0, 0, 1):
+            seed_noise(model, 0, clock)
+            outputs.append(model(X))
+        assert torch.equal(outputs[0], outputs[1]), site.name
+        assert not torch.equal(outputs[0], outputs[2]), site.name
+
+
+class Weights(nn.Module):
+    """Returns the weights of attention that are in effect, for uniform scores."""
+
+    def __init__(self, need_weights: bool | None) -> None:
+        super().__init__()
+        self.need_weights = need_weights
+        if need_weights is None:
+            return
+        self.att = nn.MultiheadAttention(16, 1, 0.9, bias=False, batch_first=True)
+        weight = torch.cat([torch.zeros(32, 16), torch.eye(16)])
+        self.att.in_proj_weight = nn.Parameter(weight)
+        self.att.out_proj.weight = nn.Parameter(torch.eye(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.need_weights is None:
+            return F.scaled_dot_product_attention(0 * x, x, x, dropout_p=0.9)
+        return self.att(x, x, x, need_weights=self.need_weights)[0]
+
+
+@pytest.mark.parametrize("need_weights", [None, True, False])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_the_rate_is_the_part_of_weights_that_is_dropped(need_weights, rate):
+    model = Weights(need_weights)
+    x = torch.eye(16).expand(300, 16, 16)
+    name = "@attention" if need_weights is None else "att@attention"
+    weights = apply(model, Plan({name: ("standard", rate)}), seed=0)(x)
+    assert (weights == 0).float().mean().item() == pytest.approx(rate, abs=0.01)
+    torch.testing.assert_close(weights.max(), torch.tensor(1 / 16 / (1 - rate)))
+
+
+def test_the_rate_is_the_part_that_is_dropped_of_a_call():
+    class Calls(nn.Module):
+        def forward(self, x):
+            return F.dropout(x, 0.9), torch.dropout(x, 0.9, True)
+
+    x = torch.ones(200, 100)
+    model = apply(Calls(), Plan({"@dropout": ("standard", 0.3)}), seed=0)
+    first, second = model(x)
+    assert (first == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert torch.equal(second, x)
+    first, second = apply(model, Plan({"@dropout.1": ("standard", 0.2)}), seed=0)(x)
+    assert torch.equal(first, x)
+    assert (second == 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
+
+
+def test_in_place_writes_into_its_argument():
+    class InPlace(nn.Module):
+        def forward(self, x):
+            F.dropout(x, 0.9, self.training, inplace=True)
+            return x
+
+    x = apply(InPlace(), Plan({"@dropout": ("standard", 0.3)}), seed=0)(torch.ones(200, 100))
+    assert (x == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
+
+
+def test_a_part_that_is_in_eval_mode_is_left_alone_and_one_that_trains_is_not():
+    class Leaks(nn.Module):
+        def forward(self, x):
+            return F.dropout(x, 0.5)
+
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = Leaks(), Leaks()
+
+        def forward(self, x):
+            return self.one(x), self.two(x)
+
+    x = torch.ones(100, 100)
+    model = apply(Parts(), Plan.none())
+    model.one.eval()
+    one, two = model(x)
+    assert not torch.equal(one, x) and torch.equal(two, x)
+    model.eval().two.train()
+    assert torch.equal(model(x)[1], x)
+    assert torch.equal(model.two(x), x)
+
+
+def test_a_part_that_is_called_without_the_whole_has_its_dropout():
+    model = apply(build(Heads), Plan({"att@attention": ("standard", 0.5)}), seed=0)
+    assert not torch.equal(model.att(X, X, X)[0], model.att(X, X, X)[0])
+
+
+MASKS = {
+    "none": {},
+    "causal": {"is_causal": True},
+    "bool": {"attn_mask": torch.tensor([[1, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]).bool()},
+    "float": {"attn_mask": torch.randn(2, 1, 3, 4, generator=torch.Generator().manual_seed(3))},
+    "scale": {"scale": 0.3},
+    "negative scale": {"scale": -0.3},
+    "grouped": {"enable_gqa": True},
+}
+
+
+@pytest.mark.parametrize("options", MASKS.values(), ids=MASKS)
+def test_attention_is_torchs_bit_for_bit_forward_and_backward(options):
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(2, 4, 3, 5), (2, 2 if "enable_gqa" in options else 4, 4, 5)]
+    given = [torch.randn(size, generator=generator) for size in (*sizes, sizes[1])]
+    results = []
+    for function in (F.scaled_dot_product_attention, attention):
+        q, k, v = (tensor.clone().requires_grad_() for tensor in given)
+        extra = options if function is not attention else {"drop": lambda x: x, **options}
+        with sdpa_kernel(SDPBackend.MATH):
+            output = function(q, k, v, **extra)
+        output.square().sum().backward()
+        results.append([output, q.grad, k.grad, v.grad])
+    for one, other in zip(*results, strict=True):
+        assert one.isfinite().all()
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+    assert torch.equal(results[0][0], results[1][0])
+
+
+# What it costs, and what is left behind
+
+
+def test_a_model_of_torchs_layers_is_never_watched():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+    assert not any(watched(m) for m in apply(model, Plan({"2": ("standard", 0.1)})).modules())
+
+
+def test_modules_without_calls_are_let_go_after_the_first_forward_in_training():
+    model = apply(build(Encoder), Plan({"enc.layers.0.dropout1": ("standard", 0.1)}))
+    model.eval()(X)
+    assert watched(model)
+    model.train()(X)
+    kept = [name for name, module in model.named_modules() if watched(module)]
+    assert kept == ["enc.layers.0.self_attn", "enc.layers.1.self_attn"]
+
+
+def test_a_module_that_makes_its_call_only_in_its_second_run_is_kept():
+    class Part(nn.Module):
+        def forward(self, x, p):
+            return F.dropout(x, p, self.training) if p else x
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = Part()
+
+        def forward(self, x):
+            return self.part(self.part(x, 0), 0.5)
+
+    model = apply(Whole(), Plan.none())
+    assert torch.equal(model(X), X)
+    assert watched(model.part) and not watched(model)
+    assert torch.equal(model(X), X)
+
+
+def test_an_exception_in_a_forward_leaves_no_mode_on():
+    model = apply(build(Hand), Plan({"@dropout": ("standard", 0.5)}), seed=0)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            model(torch.randn(4, 5, 7))
+    assert torch.overrides._len_torch_function_stack() == 0
+    ones = torch.ones(100)
+    assert not torch.equal(F.dropout(ones, 0.5), ones)
+    seed_noise(model, 0, 0)
+    first = model(X)
+    seed_noise(model, 0, 0)
+    assert torch.equal(model(X), first)
+
+
+@zoo
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize("ran", [False, True], ids=["new", "after a forward"])
+def test_a_copy_has_the_plan_and_a_life_of_its_own(again, cls, ran):
+    sites = places(build(cls))
+    model = apply(build(cls), plan := Plan.everywhere(sites, 0.5), seed=3)
+    if ran:
+        model(X)
+    twin = again(model)
+    assert read(twin) == plan
+    assert torch.equal(twin(X), model(X))
+    apply(twin, Plan.everywhere(sites, 0.2), seed=4)
+    assert read(model) == plan
+    assert not torch.equal(twin(X), model(X))
+    remove(twin)
+    assert not any(watched(m) for m in twin.modules()) and installed(model)
+
+
+# Errors
+
+
+@pytest.mark.parametrize("name", ["b@dropout", "c@dropout", "@dropout.0", "@dropouts", "@softmax"])
+def test_a_call_that_cannot_be_is_refused_and_nothing_changes(name):
+    model = build(Hand)
+    before = state_of(model)
+    with pytest.raises(PlanError, match=f"^the model has no site '{name}'"):
+        apply(model, Plan({name: ("standard", 0.5)}))
+    assert state_of(model) == before
+
+
+def test_a_call_that_is_not_made_is_refused_when_the_model_runs():
+    model = apply(build(Hand), Plan({"@dropout.2": ("standard", 0.5)}))
+    with pytest.raises(ModelError, match="names the call @dropout.2 of a Hand, .* no such call"):
+        model(X)
+
+
+def test_a_model_with_all_calls_switched_off_has_a_plan_on_it():
+    model = apply(build(Causal), Plan.none())
+    assert read(model) == Plan.none()
+    with pytest.raises(ModelError, match="has a plan on it"):
+        find_sites(model, X)
+    assert places(remove(model)) == places(build(Causal))
+
+
+def test_which_modules_can_call():
+    assert can_call(Hand()) and can_call(nn.MultiheadAttention(2, 1))
+    assert not can_call(nn.Linear(2, 2)) and not can_call(nn.Sequential())
+
+
+# Trainers and studies
+
+
+def data() -> Data:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(150, 5, 6, generator=generator)
+    y = (x.mean((1, 2)) * 9).long().clamp(-1, 1) + 1
+    return Data(train=(x[:100], y[:100]), val=(x[100:], y[100:]))
+
+
+@pytest.mark.parametrize("cls", [*ZOO.values(), Eager], ids=[*ZOO, "Eager"])
+def test_fused_is_serial(cls):
+    sites = find_sites(build(cls), X)
+    kinds = {site.name: ("standard", "gaussian") for site in sites}
+    task = Task(cls, data(), kinds, epochs=3, batch_size=32, lr=0.01)
+    plans = [Plan.none(), Plan.everywhere(sites, 0.2), Plan.everywhere(sites, 0.4, "gaussian")]
+    curves = []
+    for trainer in (SerialTrainer(task, 3), FusedTrainer(task, 3)):
+        trainer.begin(seed=3)
+        for slot, plan in enumerate(plans):
+            trainer.start(slot, plan)
+        epochs = [trainer.epoch() for _ in range(3)]
+        curves.append([[e[i].train_loss, e[i].metrics["val_loss"]] for e in epochs for i in e])
+    torch.testing.assert_close(*map(torch.tensor, curves), atol=2e-5, rtol=0)
+    ends = torch.tensor(curves[0][-3:])[:, 0]
+    assert ends.unique().numel() == 3, "the plans differ"
+
+
+def test_a_study_tunes_the_weights_of_attention(tmp_path):
+    url = fresh(tmp_path)
+    notes = Notes()
+    one = study(url, model=Heads, data=data(), trainer="auto", encoding="site", slots=4)
+    assert one.as_given() == Plan({"att@attention": ("standard", 0.2)})
+    result = one.optimize(progress=notes)
+    assert result.verdict
+    assert not any("does not reach" in line or "serially" in line for line in notes.messages)
+    plans = [plan for (plan,) in rows(url, "SELECT plan FROM droptune_run")]
+    assert any("att@attention" in plan for plan in plans)
+    apply(Heads(), result.plan)

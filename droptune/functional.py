@@ -15,6 +15,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from types import FunctionType
 from typing import Any
 
@@ -201,6 +202,49 @@ def attention(
     blank = (scores == float("-inf")).all(-1, keepdim=True)
     weights = torch.softmax(scores.masked_fill(blank, 0.0), -1).masked_fill(blank, 0.0)
     return drop(weights) @ value
+
+
+class _Leaks(Calls):
+    """Notes calls that drop although the model is in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: list[str] = []
+        self.found: dict[str, None] = {}
+
+    def ours(self) -> bool:
+        return bool(self.running)
+
+    def find(self, what: str, kind: str, rate: float) -> Drop | None:
+        if rate > 0:
+            self.found[f"{self.running[-1]}@{what}"] = None
+        return None
+
+
+def leaks(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[str]:
+    """Return where functions drop in eval mode, as "PATH@dropout" or "PATH@attention".
+
+    No plan changes what eval mode does, so a score of such a model is one with dropout.
+
+    Args:
+        model: left as it was; a copy runs.
+        run: calls a model on an example.
+    """
+    copy, mode = deepcopy(model).eval(), _Leaks()
+    names = {module: name for name, module in copy.named_modules()}
+
+    def enter(module: nn.Module, args: tuple) -> None:
+        mode.running.append(names[module])
+
+    def leave(module: nn.Module, args: tuple, output: Any) -> None:
+        mode.running.pop()
+
+    for module in names:
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave)
+    with torch.no_grad(), mode:
+        run(copy)
+    return list(mode.found)
 
 
 # A plan's sites in a model that runs

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from droptune.errors import ModelError
-from droptune.functional import Calls, Drop, ordinal, watched
+from droptune.functional import Calls, Drop, leaks, ordinal, watched
 from droptune.kinds.base import CHANNELS_FIRST, Kind
 
 #: Where a dropout module keeps the rate it was given with while a plan is on.
@@ -132,6 +132,11 @@ def find_sites(model: nn.Module, example: Any) -> tuple[Site, ...]:
     found = _existing(calls) + _model_input(calls, example) + _insertions(calls)
     sites = sorted(found, key=lambda place: place[0])
     return tuple(replace(site, depth=depth) for depth, (_, site) in enumerate(sites))
+
+
+def find_leaks(model: nn.Module, example: Any) -> list[str]:
+    """Return where functions drop in eval mode, too, as "PATH@dropout" or "PATH@attention"."""
+    return leaks(model, lambda copy: call(copy, example))
 
 
 def has_plan(model: nn.Module) -> bool:

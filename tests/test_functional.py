@@ -11,113 +11,25 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from droptune import Plan, apply, find_sites, read, remove
-from droptune.data import Data
 from droptune.errors import ModelError, PlanError
 from droptune.functional import FUNCTIONS, attention, can_call, watched
 from droptune.plan import install, installed, seed_noise
-from droptune.trainers import FusedTrainer, SerialTrainer, Task
-from tests.small import Notes, fresh, rows, study
+from tests.calling import (
+    ZOO,
+    Causal,
+    Eager,
+    Encoder,
+    Hand,
+    Heads,
+    HeadsWithWeights,
+    OneLayer,
+    X,
+    build,
+    places,
+)
 from tests.test_apply import state_of, trained
 
-X = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(1))
-
-
-# A zoo of models, each with every rate of its own set to `rate`
-
-
-class Hand(nn.Module):
-    """Calls F.dropout twice, and has a dropout module between."""
-
-    def __init__(self, rate: float = 0.3) -> None:
-        super().__init__()
-        self.a, self.b, self.fc = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
-        self.rate, self.drop = rate, nn.Dropout(rate)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.dropout(F.relu(self.a(x.mean(1))), self.rate, self.training)
-        x = self.drop(F.relu(self.b(x)))
-        return self.fc(F.dropout(x, p=self.rate, training=self.training))
-
-
-class Causal(nn.Module):
-    """Calls F.scaled_dot_product_attention with a causal mask."""
-
-    def __init__(self, rate: float = 0.2) -> None:
-        super().__init__()
-        self.qkv, self.fc, self.rate = nn.Linear(6, 18), nn.Linear(6, 3), rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).view(*x.shape[:2], 2, 9).transpose(1, 2).chunk(3, -1)
-        p = self.rate if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
-        return self.fc(y.transpose(1, 2).flatten(2).mean(1))
-
-
-class Heads(nn.Module):
-    """Calls nn.MultiheadAttention, which returns its weights or does not."""
-
-    need_weights = False
-
-    def __init__(self, rate: float = 0.2) -> None:
-        super().__init__()
-        self.att = nn.MultiheadAttention(6, 2, rate, batch_first=True)
-        self.fc = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.att(x, x, x, need_weights=self.need_weights)[0].mean(1))
-
-
-class HeadsWithWeights(Heads):
-    need_weights = True
-
-
-class Encoder(nn.Module):
-    """Two of torch's layers of a transformer."""
-
-    def __init__(self, rate: float = 0.1) -> None:
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(6, 2, 12, rate, batch_first=True)
-        self.enc, self.fc = nn.TransformerEncoder(layer, 2), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.enc(x).mean(1))
-
-
-class OneLayer(nn.Module):
-    def __init__(self, rate: float = 0.1) -> None:
-        super().__init__()
-        self.layer = nn.TransformerEncoderLayer(6, 2, 12, rate, batch_first=True)
-        self.fc = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.layer(x).mean(1))
-
-
-class Eager(nn.Module):
-    """Attention by hand: softmax, F.dropout, product."""
-
-    def __init__(self, rate: float = 0.2) -> None:
-        super().__init__()
-        self.qkv, self.fc, self.rate = nn.Linear(6, 18), nn.Linear(6, 3), rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).chunk(3, -1)
-        weights = F.dropout((q @ k.mT).softmax(-1), self.rate, self.training)
-        return self.fc((weights @ v).mean(1))
-
-
-ZOO = {cls.__name__: cls for cls in (Hand, Causal, Heads, HeadsWithWeights, OneLayer, Encoder)}
 zoo = pytest.mark.parametrize("cls", ZOO.values(), ids=ZOO)
-
-
-def build(cls, *args: float) -> nn.Module:
-    torch.manual_seed(0)
-    return cls(*args)
-
-
-def places(model: nn.Module, example=X):
-    """Return the sites that are calls."""
-    return [site for site in find_sites(model, example) if site.reach == "function"]
 
 
 # Sites
@@ -497,44 +409,3 @@ def test_a_model_with_all_calls_switched_off_has_a_plan_on_it():
 def test_which_modules_can_call():
     assert can_call(Hand()) and can_call(nn.MultiheadAttention(2, 1))
     assert not can_call(nn.Linear(2, 2)) and not can_call(nn.Sequential())
-
-
-# Trainers and studies
-
-
-def data() -> Data:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(150, 5, 6, generator=generator)
-    y = (x.mean((1, 2)) * 9).long().clamp(-1, 1) + 1
-    return Data(train=(x[:100], y[:100]), val=(x[100:], y[100:]))
-
-
-@pytest.mark.parametrize("cls", [*ZOO.values(), Eager], ids=[*ZOO, "Eager"])
-def test_fused_is_serial(cls):
-    sites = find_sites(build(cls), X)
-    kinds = {site.name: ("standard", "gaussian") for site in sites}
-    task = Task(cls, data(), kinds, epochs=3, batch_size=32, lr=0.01)
-    plans = [Plan.none(), Plan.everywhere(sites, 0.2), Plan.everywhere(sites, 0.4, "gaussian")]
-    curves = []
-    for trainer in (SerialTrainer(task, 3), FusedTrainer(task, 3)):
-        trainer.begin(seed=3)
-        for slot, plan in enumerate(plans):
-            trainer.start(slot, plan)
-        epochs = [trainer.epoch() for _ in range(3)]
-        curves.append([[e[i].train_loss, e[i].metrics["val_loss"]] for e in epochs for i in e])
-    torch.testing.assert_close(*map(torch.tensor, curves), atol=2e-5, rtol=0)
-    ends = torch.tensor(curves[0][-3:])[:, 0]
-    assert ends.unique().numel() == 3, "the plans differ"
-
-
-def test_a_study_tunes_the_weights_of_attention(tmp_path):
-    url = fresh(tmp_path)
-    notes = Notes()
-    one = study(url, model=Heads, data=data(), trainer="auto", encoding="site", slots=4)
-    assert one.as_given() == Plan({"att@attention": ("standard", 0.2)})
-    result = one.optimize(progress=notes)
-    assert result.verdict
-    assert not any("does not reach" in line or "serially" in line for line in notes.messages)
-    plans = [plan for (plan,) in rows(url, "SELECT plan FROM droptune_run")]
-    assert any("att@attention" in plan for plan in plans)
-    apply(Heads(), result.plan)

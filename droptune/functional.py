@@ -14,7 +14,7 @@ import inspect
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from types import FunctionType
 from typing import Any
@@ -49,10 +49,6 @@ FUNCTIONS: dict[Any, str] = {
 
 _NAME = re.compile(r"(.*)@((?:dropout|attention)(?:\.[1-9][0-9]*)?)")
 _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
-
-
-class Off(float):
-    """The rate of a dropout module that a plan has switched off: its call is no site."""
 
 
 def split(name: str) -> tuple[str, str] | None:
@@ -112,7 +108,7 @@ class Calls(TorchFunctionMode):
         training = train if training is None else training
         if training is None:  # the default of most, but not of alpha dropout
             training = func not in (F.alpha_dropout, F.feature_alpha_dropout)
-        if isinstance(p, Off) or not training:
+        if not training:
             return func(input, p, training, inplace) if inplace else func(input, p, training)
         drop = self.find(what, FUNCTIONS[func], p)
         if drop is None:
@@ -261,7 +257,8 @@ class _Replacing(Calls):
         self.ran: set[Watched] = set()
 
     def ours(self) -> bool:
-        return self.running[-1][0].module.training
+        watched, _ = self.running[-1]
+        return watched.sites is not None and watched.module.training
 
     def find(self, what: str, kind: str, rate: float) -> Drop | None:
         watched, calls = self.running[-1]
@@ -280,14 +277,20 @@ class Watched:
 
     Args:
         module: where it stands.
-        sites: name of the call, such as "dropout.1" -> what takes its place.
+        sites: name of the call, such as "dropout.1" -> what takes its place; None for a
+            dropout module, whose own call of a function is no site.
+        callers: all of a model that are watched for their calls.
     """
 
-    def __init__(self, module: nn.Module, sites: Mapping[str, Drop]) -> None:
-        self.module, self.sites = module, dict(sites)
+    def __init__(
+        self, module: nn.Module, sites: Mapping[str, Drop] | None, callers: "list[Watched]"
+    ) -> None:
+        self.module, self.sites, self.callers = module, sites, callers
         self.before = vars(module).get("forward")
         self.made: set[str] = set()
-        self.looked = False
+        self.looked = sites is None
+        if sites is not None:
+            callers.append(self)
 
     @property
     def __wrapped__(self) -> Callable:  # `inspect.signature` finds the arguments here
@@ -297,7 +300,9 @@ class Watched:
         mode = getattr(_LOCAL, "mode", None)
         if mode is not None:
             return self._run(mode, args, kwargs)
-        if not self.module.training:
+        if self.sites is None and not self.callers:
+            self.let_go()
+        if self.sites is None or not self.module.training:
             return self.__wrapped__(*args, **kwargs)
         _LOCAL.mode = mode = _Replacing()
         try:
@@ -339,6 +344,8 @@ class Watched:
 
     def let_go(self) -> None:
         """Give the module its own forward back."""
+        if self in self.callers:
+            self.callers.remove(self)
         if vars(self.module).get("forward") is not self:
             return  # somebody put another one over it
         if self.before is None:
@@ -357,12 +364,25 @@ def can_call(module: nn.Module) -> bool:
         return False  # nothing in it calls Python
     if home == "torch.nn.modules.transformer" or type(module) is nn.MultiheadAttention:
         return True
-    return not home.startswith("torch.nn.modules.") or "forward" in vars(module)
+    if not home.startswith("torch.nn.modules."):
+        return True
+    return "forward" in vars(module) and watched(module) is None  # somebody's own
 
 
-def watch(module: nn.Module, sites: Mapping[str, Drop]) -> None:
-    """Replace the named calls of a module's forward in training, and switch the others off."""
-    module.forward = Watched(module, sites)
+def watch(
+    callers: Mapping[nn.Module, Mapping[str, Drop]], droppers: Iterable[nn.Module] = ()
+) -> None:
+    """Replace the named calls of functions in training, and switch the others off.
+
+    Args:
+        callers: a model's modules that may call functions -> what takes the place of which.
+        droppers: its dropout modules.
+    """
+    watching: list[Watched] = []
+    for module, sites in callers.items():
+        module.forward = Watched(module, sites, watching)
+    for module in droppers if watching else ():
+        module.forward = Watched(module, None, watching)
 
 
 def watched(module: nn.Module) -> Watched | None:

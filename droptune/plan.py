@@ -356,7 +356,7 @@ def install(model: nn.Module, kinds: Mapping[str, Iterable[str]]) -> None:
     for module in modules.values():
         if dropout_kind(module):
             setattr(module, GIVEN, module.p)
-            module.p = functional.Off(0.0)
+            module.p = 0.0
     replaced: dict[str, dict[str, functional.Drop]] = {}
     for name, allowed in kinds.items():
         path, call = _place(name)
@@ -372,9 +372,8 @@ def install(model: nn.Module, kinds: Mapping[str, Iterable[str]]) -> None:
             module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
         else:
             module.register_forward_hook(partial(_drop_output, dropout))
-    for path, module in modules.items():
-        if functional.can_call(module):
-            functional.watch(module, replaced.get(path, {}))
+    callers = {m: replaced.get(p, {}) for p, m in modules.items() if functional.can_call(m)}
+    functional.watch(callers, [m for m in modules.values() if dropout_kind(m)])
 
 
 def installed(model: nn.Module) -> dict[str, SiteDropout]:

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from droptune import Plan, apply, find_sites, read, remove
 from droptune.errors import ModelError, PlanError
-from droptune.functional import FUNCTIONS, attention, can_call, watched
+from droptune.functional import FUNCTIONS, can_call, watched
 from droptune.plan import install, installed, seed_noise
 from tests.calling import (
     ZOO,
@@ -199,36 +199,6 @@ def test_a_plan_takes_effect_at_each_call_alone(cls):
         assert not torch.equal(outputs[0], outputs[2]), site.name
 
 
-class Weights(nn.Module):
-    """Returns the weights of attention that are in effect, for uniform scores."""
-
-    def __init__(self, need_weights: bool | None) -> None:
-        super().__init__()
-        self.need_weights = need_weights
-        if need_weights is None:
-            return
-        self.att = nn.MultiheadAttention(16, 1, 0.9, bias=False, batch_first=True)
-        weight = torch.cat([torch.zeros(32, 16), torch.eye(16)])
-        self.att.in_proj_weight = nn.Parameter(weight)
-        self.att.out_proj.weight = nn.Parameter(torch.eye(16))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.need_weights is None:
-            return F.scaled_dot_product_attention(0 * x, x, x, dropout_p=0.9)
-        return self.att(x, x, x, need_weights=self.need_weights)[0]
-
-
-@pytest.mark.parametrize("need_weights", [None, True, False])
-@pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_the_rate_is_the_part_of_weights_that_is_dropped(need_weights, rate):
-    model = Weights(need_weights)
-    x = torch.eye(16).expand(300, 16, 16)
-    name = "@attention" if need_weights is None else "att@attention"
-    weights = apply(model, Plan({name: ("standard", rate)}), seed=0)(x)
-    assert (weights == 0).float().mean().item() == pytest.approx(rate, abs=0.01)
-    torch.testing.assert_close(weights.max(), torch.tensor(1 / 16 / (1 - rate)))
-
-
 def test_the_rate_is_the_part_that_is_dropped_of_a_call():
     class Calls(nn.Module):
         def forward(self, x):
@@ -282,34 +252,61 @@ def test_a_part_that_is_called_without_the_whole_has_its_dropout():
     assert not torch.equal(model.att(X, X, X)[0], model.att(X, X, X)[0])
 
 
-MASKS = {
-    "none": {},
-    "causal": {"is_causal": True},
-    "bool": {"attn_mask": torch.tensor([[1, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]).bool()},
-    "float": {"attn_mask": torch.randn(2, 1, 3, 4, generator=torch.Generator().manual_seed(3))},
-    "scale": {"scale": 0.3},
-    "negative scale": {"scale": -0.3},
-    "grouped": {"enable_gqa": True},
-}
+class Outer(nn.Module):
+    """Calls F.dropout before and after a part that calls it, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Sequential(Drops())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.part(F.dropout(x, 0.1, self.training)), 0.3, self.training)
 
 
-@pytest.mark.parametrize("options", MASKS.values(), ids=MASKS)
-def test_attention_is_torchs_bit_for_bit_forward_and_backward(options):
-    generator = torch.Generator().manual_seed(0)
-    sizes = [(2, 4, 3, 5), (2, 2 if "enable_gqa" in options else 4, 4, 5)]
-    given = [torch.randn(size, generator=generator) for size in (*sizes, sizes[1])]
-    results = []
-    for function in (F.scaled_dot_product_attention, attention):
-        q, k, v = (tensor.clone().requires_grad_() for tensor in given)
-        extra = options if function is not attention else {"drop": lambda x: x, **options}
-        with sdpa_kernel(SDPBackend.MATH):
-            output = function(q, k, v, **extra)
-        output.square().sum().backward()
-        results.append([output, q.grad, k.grad, v.grad])
-    for one, other in zip(*results, strict=True):
-        assert one.isfinite().all()
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
-    assert torch.equal(results[0][0], results[1][0])
+class Drops(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.2, self.training)
+
+
+def test_calls_of_a_part_are_told_from_those_of_the_whole():
+    x = torch.ones(200, 100)
+    found = places(Outer(), x)
+    assert [(s.name, s.rate) for s in found] == [
+        ("@dropout", 0.1), ("part.0@dropout", 0.2), ("@dropout.1", 0.3)
+    ]  # fmt: skip
+    for site in found:
+        y = apply(Outer(), Plan({site.name: ("standard", 0.3)}), seed=0)(x)
+        assert (y == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
+
+
+def test_the_rate_of_a_dropout_module_may_be_handed_to_a_function():
+    class Borrows(nn.Module):  # as attention in transformers does
+        def __init__(self):
+            super().__init__()
+            self.drop = nn.Dropout(0.2)
+
+        def forward(self, x):
+            return F.dropout(x, self.drop.p, self.training)
+
+    x = torch.ones(200, 100)
+    assert [(s.name, s.rate) for s in find_sites(Borrows(), x)] == [("@dropout", 0.2)]
+    y = apply(Borrows(), Plan({"@dropout": ("standard", 0.3)}), seed=0)(x)
+    assert (y == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
+
+
+def test_a_call_drops_in_a_module_that_trains_whatever_its_layers_do():
+    model = apply(build(Hand), Plan({"@dropout": ("standard", 0.5)}), seed=0)
+    for layer in (model.a, model.b, model.fc):
+        layer.eval()
+    assert not torch.equal(model(X), model(X))
+
+
+def test_a_call_that_leaves_training_to_the_default_is_taken_as_torch_takes_it():
+    class Defaults(nn.Module):
+        def forward(self, x):
+            return F.alpha_dropout(F.feature_alpha_dropout(F.dropout(x), 0.3), 0.4)
+
+    assert [(s.name, s.rate) for s in places(Defaults(), X)] == [("@dropout", 0.5)]
 
 
 # What it costs, and what is left behind
@@ -326,7 +323,27 @@ def test_modules_without_calls_are_let_go_after_the_first_forward_in_training():
     assert watched(model)
     model.train()(X)
     kept = [name for name, module in model.named_modules() if watched(module)]
-    assert kept == ["enc.layers.0.self_attn", "enc.layers.1.self_attn"]
+    attention = [f"enc.layers.{i}.self_attn" for i in (0, 1)]
+    drops = [
+        f"enc.layers.{i}.{name}" for i in (0, 1) for name in ("dropout", "dropout1", "dropout2")
+    ]
+    assert sorted(kept) == sorted(attention + drops)
+
+
+def test_a_model_without_calls_runs_as_its_own_from_the_second_forward_on():
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x):
+            return self.drop(x)
+
+    model = apply(Plain(), Plan({"drop": ("standard", 0.1)}))
+    assert watched(model) and watched(model.drop)
+    for _ in range(2):
+        model(X)
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_a_module_that_makes_its_call_only_in_its_second_run_is_kept():

@@ -99,15 +99,13 @@ class Calls(TorchFunctionMode):
         func: Any,
         input: Tensor,
         p: float = 0.5,
-        training: bool | None = None,
+        training: bool = False,
         inplace: bool = False,
         *,
-        train: bool | None = None,
+        train: bool = False,  # as torch.dropout calls it
         what: str = "dropout",
     ) -> Tensor:
-        training = train if training is None else training
-        if training is None:  # the default of most, but not of alpha dropout
-            training = func not in (F.alpha_dropout, F.feature_alpha_dropout)
+        training = training or train  # F.dropout hands its defaults on, torch.dropout has none
         if not training:
             return func(input, p, training, inplace) if inplace else func(input, p, training)
         drop = self.find(what, FUNCTIONS[func], p)
@@ -271,9 +269,9 @@ class _Replacing(Calls):
 class Watched:
     """A module's forward in which calls of dropout are replaced, while the module trains.
 
-    It stands in the module's `forward` and not in hooks: a hook would keep torch from its
-    fast path for transformers in eval mode, and so change what eval returns. It holds no
-    function made at run time, so that the model can be pickled and deep-copied.
+    It stands in the module's `forward` and not in hooks: any hook keeps torch from its fast
+    path for transformers in eval mode, and none is sure to run when a forward fails. It
+    holds no function made at run time, so that the model can be pickled and deep-copied.
 
     Args:
         module: where it stands.

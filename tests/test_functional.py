@@ -309,6 +309,19 @@ def test_a_call_that_leaves_training_to_the_default_is_taken_as_torch_takes_it()
     assert [(s.name, s.rate) for s in places(Defaults(), X)] == [("@dropout", 0.5)]
 
 
+def test_calls_by_keyword_are_found():
+    class Keywords(nn.Module):
+        def forward(self, x):
+            x = torch.dropout(input=x, p=0.1, train=self.training)
+            x = F.dropout(input=x, training=self.training, p=0.2)
+            return F.scaled_dot_product_attention(query=x, key=x, value=x, dropout_p=0.3)
+
+    rates = {site.name: site.rate for site in places(Keywords())}
+    assert rates == {"@dropout": 0.1, "@dropout.1": 0.2, "@attention": 0.3}
+    model = apply(Keywords(), Plan.none())
+    torch.testing.assert_close(model(X), F.scaled_dot_product_attention(X, X, X))
+
+
 # What it costs, and what is left behind
 
 

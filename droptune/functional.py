@@ -364,7 +364,8 @@ def can_call(module: nn.Module) -> bool:
         return True
     if not home.startswith("torch.nn.modules."):
         return True
-    return "forward" in vars(module) and watched(module) is None  # somebody's own
+    ours = watched(module)  # else a forward that somebody put on this one module
+    return (ours.before if ours else vars(module).get("forward")) is not None
 
 
 def watch(

@@ -160,6 +160,10 @@ def test_a_forward_of_somebody_elses_is_kept_and_given_back():
     assert inspect.signature(model.forward) == inspect.signature(own)
     assert torch.equal(model.eval()(X), own(X))
     assert remove(model).forward is own
+    model = nn.Linear(6, 3)
+    model.forward = lambda x: F.dropout(x, 0.3, model.training)
+    for _ in range(2):
+        apply(model, Plan({"@dropout": ("standard", 0.5)}))
 
 
 # Promise 2: the all-zero plan trains as the model with its dropout off
@@ -413,9 +417,12 @@ def test_a_copy_has_the_plan_and_a_life_of_its_own(again, cls, ran):
 # Errors
 
 
-@pytest.mark.parametrize("name", ["b@dropout", "c@dropout", "@dropout.0", "@dropouts", "@softmax"])
-def test_a_call_that_cannot_be_is_refused_and_nothing_changes(name):
-    model = build(Hand)
+@pytest.mark.parametrize(
+    "name", ["b@dropout", "drop@dropout", "@dropout.0", "@dropouts", "@softmax"]
+)
+@pytest.mark.parametrize("on", [False, True], ids=["as given", "with a plan on it"])
+def test_a_call_that_cannot_be_is_refused_and_nothing_changes(name, on):
+    model = apply(build(Hand), Plan.none()) if on else build(Hand)
     before = state_of(model)
     with pytest.raises(PlanError, match=f"^the model has no site '{name}'"):
         apply(model, Plan({name: ("standard", 0.5)}))

@@ -249,6 +249,7 @@ def test_a_part_that_is_in_eval_mode_is_left_alone_and_one_that_trains_is_not():
     model.eval().two.train()
     assert torch.equal(model(x)[1], x)
     assert torch.equal(model.two(x), x)
+    assert torch.equal(model.train()(x)[0], x)
 
 
 def test_a_part_that_is_called_without_the_whole_has_its_dropout():

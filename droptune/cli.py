@@ -195,15 +195,22 @@ def sites(target: str, as_json: bool) -> None:
     --json prints a list with, for each site,
       name   what a plan calls it
       path   the module it is reached by
-      reach  module, output or input of that module
-      role   input, embedding, hidden, conv, recurrent or head
+      reach  module, output or input of that module, function (a call in its forward)
+      role   input, embedding, hidden, conv, recurrent, attention or head
       layout, shape   the axes of the tensor, without the batch in the shape
       depth  place in call order
       kind, rate      the dropout found there, or null
       calls  calls in one forward
     """
     with _stdout_for_data(as_json):
-        rows = [site.to_json() for site in _loaded(target, {}).sites()]
+        study = _loaded(target, {})
+        rows, leaks = [site.to_json() for site in study.sites()], study.leaks()
+    if leaks:
+        click.echo(
+            f"drops in eval mode, too: {', '.join(leaks)}; there pass training=self.training "
+            "(to attention: dropout_p=0.0 unless self.training)",
+            err=True,
+        )
     _print(rows, as_json, "sites", "no place for dropout was found in this model")
 
 

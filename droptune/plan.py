@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from droptune import functional
 from droptune.errors import ModelError, PlanError, nearest
 from droptune.kinds import KINDS, Kind
 from droptune.schedule import SCHEDULES, factor
-from droptune.sites import GIVEN, Site, dropout_kind
+from droptune.sites import GIVEN, Site, dropout_kind, has_plan
 
 _VERSION = 1
 
@@ -240,6 +241,12 @@ class SiteDropout(nn.Module):
             x = kind(x)
         return x
 
+    def drop(self, x: Tensor) -> Tensor:
+        """Act as in training, whatever the mode: for a call of a module that trains."""
+        for kind in self.kinds.values():
+            x = kind.drop(x)
+        return x
+
     def set(self, entry: Entry | None, progress: float = 0.0) -> None:
         """Set the rate of the entry's kind at a point of training, and 0 for the others."""
         self.entry = entry
@@ -301,17 +308,22 @@ def remove(model: nn.Module) -> nn.Module:
         if hasattr(module, GIVEN):
             module.p = getattr(module, GIVEN)
             delattr(module, GIVEN)
+        if (watched := functional.watched(module)) is not None:
+            watched.let_go()
     return model
 
 
 def read(model: nn.Module) -> Plan:
     """Return the plan that is on a model; without one, the dropout it was given with.
 
+    Without a plan only dropout modules are read: which functions a forward calls, and at
+    which rates, shows when it runs (`find_sites`).
+
     Raises:
         PlanError: the model was given with a dropout of rate 1.
     """
     ours = installed(model)
-    if ours or any(hasattr(module, GIVEN) for module in model.modules()):
+    if ours or has_plan(model):
         return Plan({site: d.entry for site, d in ours.items() if d.entry is not None})
     given = {path: (dropout_kind(m), m.p) for path, m in model.named_modules() if dropout_kind(m)}
     return Plan(given)  # type: ignore[arg-type]
@@ -319,6 +331,9 @@ def read(model: nn.Module) -> Plan:
 
 def install(model: nn.Module, kinds: Mapping[str, Iterable[str]]) -> None:
     """Put kinds at rate 0 on the named sites, and switch existing dropout off.
+
+    Dropout in function calls, too: of these, one that is named is replaced while its module
+    trains, and the others do nothing.
 
     Args:
         model: the model, changed in place.
@@ -333,8 +348,8 @@ def install(model: nn.Module, kinds: Mapping[str, Iterable[str]]) -> None:
         if not isinstance(module, SiteDropout | Kind)
     }
     for name in kinds:
-        path = name.removesuffix("@input")
-        if path not in modules or name == "":
+        path, call = _place(name)
+        if path not in modules or name == "" or (call and not functional.can_call(modules[path])):
             known = [path for path in modules if path] + ["@input"]
             raise PlanError(f"the model has no site {name!r}{nearest(name, known)}")
     remove(model)  # only now: a plan that does not fit leaves the one that is on
@@ -342,17 +357,23 @@ def install(model: nn.Module, kinds: Mapping[str, Iterable[str]]) -> None:
         if dropout_kind(module):
             setattr(module, GIVEN, module.p)
             module.p = 0.0
+    replaced: dict[str, dict[str, functional.Drop]] = {}
     for name, allowed in kinds.items():
-        module = modules[name.removesuffix("@input")]
+        path, call = _place(name)
+        module = modules[path]
         dropout = SiteDropout(name, allowed).train(module.training)
         home = next(m for m in module.modules() if _can_host(m))
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         home.add_module(f"droptune {name.replace('.', '/')}", dropout.to(device))
-        if name.endswith("@input"):
+        if call:
+            replaced.setdefault(path, {})[call] = dropout.drop
+        elif name.endswith("@input"):
             hook = partial(_drop_input, dropout)
             module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
         else:
             module.register_forward_hook(partial(_drop_output, dropout))
+    callers = {m: replaced.get(p, {}) for p, m in modules.items() if functional.can_call(m)}
+    functional.watch(callers, [m for m in modules.values() if dropout_kind(m)])
 
 
 def installed(model: nn.Module) -> dict[str, SiteDropout]:
@@ -365,6 +386,11 @@ def seed_noise(model: nn.Module, seed: int, clock: int = 0) -> None:
     for dropout in installed(model).values():
         for kind in dropout.kinds.values():
             kind.stream.seed(seed, clock)
+
+
+def _place(name: str) -> tuple[str, str]:
+    """Return the path of a site's module, and which call of a function it is, or ""."""
+    return functional.split(name) or (name.removesuffix("@input"), "")
 
 
 def _can_host(module: nn.Module) -> bool:

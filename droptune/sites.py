@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.overrides import TorchFunctionMode
 
 from droptune.errors import ModelError
+from droptune.functional import Calls, Drop, leaks, ordinal, watched
 from droptune.kinds.base import CHANNELS_FIRST, Kind
 
 #: Where a dropout module keeps the rate it was given with while a plan is on.
@@ -50,17 +50,23 @@ class Site:
 
     Attributes:
         name: what a plan calls it: the module's dotted path; with "@input" behind it when
-            the place is the module's input; "@input" alone is the input of the model.
+            the place is the module's input; "@input" alone is the input of the model. With
+            "@dropout" or "@attention" behind it, the call of a function in that module's
+            forward; "@dropout.1" is the second such call.
         path: the dotted path of the module it is reached by; "" is the model itself.
-        reach: "module" (an existing dropout module), "output" or "input" (of the module).
-        role: "input", "embedding", "hidden", "conv", "recurrent" or "head".
+        reach: "module" (an existing dropout module), "output" or "input" (of the module),
+            "function" (a call in its forward).
+        role: "input", "embedding", "hidden", "conv", "recurrent", "attention" (weights
+            of attention) or "head".
         layout: the axes of the tensor, such as "NF" or "NCHW": N sample, C channel,
-            F feature, L position, D, H, W space, ? unknown.
+            F feature, L position, D, H, W space, ? unknown; "NHLL" and "NLL" are weights
+            of attention, H the head.
         depth: the place in call order, from 0.
         shape: the tensor's shape without the batch axis.
         kind: the kind of dropout found there, or None.
         rate: the rate found there, or None.
-        calls: how often it is called in one forward; above 1 the calls share one rate.
+        calls: how often it is called in one forward; above 1 the calls share one rate. For
+            the call of a function: how often its module makes it.
     """
 
     name: str
@@ -102,9 +108,10 @@ def find_sites(model: nn.Module, example: Any) -> tuple[Site, ...]:
     """Return the sites of a model, in call order.
 
     Listed are the model's input, the place after each hidden activation, the place before
-    the head, and every dropout module of torch that is called. Where a norm follows an
-    activation the place is behind the norm: noise in front of a BatchNorm shifts its
-    statistics (Li et al., https://arxiv.org/abs/1801.05134).
+    the head, every dropout module of torch that is called, and every call of a function that
+    drops, inside attention too. Where a norm follows an activation the place is behind the
+    norm: noise in front of a BatchNorm shifts its statistics (Li et al.,
+    https://arxiv.org/abs/1801.05134).
 
     The model is left as it was: a copy of it runs, and torch's global generator is put
     back.
@@ -119,12 +126,24 @@ def find_sites(model: nn.Module, example: Any) -> tuple[Site, ...]:
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"the model is a {type(model).__name__}; droptune needs a torch.nn.Module")
-    if any(isinstance(module, Kind) or hasattr(module, GIVEN) for module in model.modules()):
+    if has_plan(model):
         raise ModelError("the model has a plan on it; take it off first: droptune.remove(model)")
     calls = _watch(model, example)
     found = _existing(calls) + _model_input(calls, example) + _insertions(calls)
     sites = sorted(found, key=lambda place: place[0])
     return tuple(replace(site, depth=depth) for depth, (_, site) in enumerate(sites))
+
+
+def find_leaks(model: nn.Module, example: Any) -> list[str]:
+    """Return where functions drop in eval mode, too, as "PATH@dropout" or "PATH@attention"."""
+    return leaks(model, lambda copy: call(copy, example))
+
+
+def has_plan(model: nn.Module) -> bool:
+    """Tell whether a plan is on a model, "no dropout" included where it switches any off."""
+    return any(
+        isinstance(m, Kind) or hasattr(m, GIVEN) or watched(m) is not None for m in model.modules()
+    )
 
 
 @dataclass
@@ -140,6 +159,9 @@ class _Call:
     first: bool = True
     count: int = 1
     role: str = field(default="hidden")
+    call: str = ""  # "@dropout", "@attention" ...: of a function that drops
+    kind: str | None = None
+    rate: float | None = None
 
 
 def _what(module: nn.Module) -> str | None:
@@ -163,17 +185,39 @@ def _role(module: nn.Module) -> str:
     return "recurrent" if isinstance(module, nn.RNNBase) else "hidden"
 
 
-class _Functions(TorchFunctionMode):
-    """Reports every activation function that is called, however it is reached."""
+class _Functions(Calls):
+    """Reports every function that is called and activates or drops, however it is reached.
 
-    def __init__(self, seen: Callable[[Any], None]) -> None:
+    Args:
+        running: the modules that run, the innermost last; kept up to date by others.
+        activation: is given the output of an activation.
+        dropout: is given what drops, its kind, its rate and the tensor.
+    """
+
+    def __init__(
+        self,
+        running: list[nn.Module],
+        activation: Callable[[Any], None],
+        dropout: Callable[[str, str, float, Tensor], None],
+    ) -> None:
         super().__init__()
-        self._seen = seen
+        self._running, self._activation, self._dropout_seen = running, activation, dropout
+
+    def ours(self) -> bool:
+        inside = self._running[-1] if self._running else None
+        return inside is not None and inside.training and dropout_kind(inside) is None
+
+    def find(self, what: str, kind: str, rate: float) -> Drop:
+        def look(x: Tensor) -> Tensor:
+            self._dropout_seen(what, kind, rate, x)
+            return x
+
+        return look
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[override]
-        result = func(*args, **(kwargs or {}))
+        result = super().__torch_function__(func, types, args, kwargs)
         if func in _ACTIVATIONS:
-            self._seen(result)
+            self._activation(result)
         return result
 
 
@@ -197,18 +241,24 @@ def _watch(model: nn.Module, example: Any) -> list[_Call]:
     copy = deepcopy(model).train()
     names = {module: name for name, module in copy.named_modules()}
     stack: list[nn.Module] = []
+    counts: list[Counter[str]] = []
     calls: list[_Call] = []
 
     def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
         stack.append(module)
+        counts.append(Counter())
         value = next(iter((*args, *kwargs.values())), None)
         if what := _what(module):
             if what == "weight":  # what holds other weight layers is a container
                 calls[:] = [c for c in calls if c.what != "weight" or c.module not in stack[:-1]]
-            calls.append(_Call(what, names[module], module, _shape(value), (), _floating(value)))
+            seen = _Call(what, names[module], module, _shape(value), (), _floating(value))
+            if what == "dropout":
+                seen.kind, seen.rate = dropout_kind(module), float(module.p)  # type: ignore
+            calls.append(seen)
 
     def leave(module: nn.Module, args: tuple, output: Any) -> None:
         stack.pop()
+        counts.pop()
         open_calls = [c for c in calls if c.module is module and not c.returned]
         for seen in open_calls:
             seen.returned = _shape(output)
@@ -218,11 +268,20 @@ def _watch(model: nn.Module, example: Any) -> list[_Call]:
         path = names[inside] if inside is not None and _what(inside) is None else None
         calls.append(_Call("activation", path, inside, (), _shape(output)))
 
+    def dropout(what: str, kind: str, rate: float, x: Tensor) -> None:
+        call = f"@{ordinal(what, counts[-1])}"
+        seen = _Call(what, names[stack[-1]], stack[-1], tuple(x.shape), tuple(x.shape), call=call)
+        if rate > 0:
+            seen.kind, seen.rate = kind, float(rate)
+        if what == "dropout" and _attends(x):
+            seen.what = "attention"
+        calls.append(seen)
+
     for module in copy.modules():
         module.register_forward_pre_hook(enter, with_kwargs=True)
         module.register_forward_hook(leave)
     gpus = list({parameter.device for parameter in copy.parameters() if parameter.is_cuda})
-    with torch.random.fork_rng(gpus), torch.no_grad(), _Functions(activation):
+    with torch.random.fork_rng(gpus), torch.no_grad(), _Functions(stack, activation, dropout):
         try:
             call(copy, example)
         except Exception as error:
@@ -235,15 +294,24 @@ def _watch(model: nn.Module, example: Any) -> list[_Call]:
     return calls
 
 
+def _attends(x: Tensor) -> bool:
+    """Tell whether a tensor is the output of a softmax over positions."""
+    if x.dim() < 3 or not x.numel():
+        return False
+    sums = x.sum(-1, dtype=torch.float32)
+    return bool((x >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=0.01)
+
+
 def _count(calls: list[_Call]) -> None:
     """Say of each call whether it is its module's first, and which role feeds it."""
-    counts = Counter(seen.path for seen in calls if seen.path is not None)
-    met: set[str] = set()
+    counts = Counter((seen.path, seen.call) for seen in calls if seen.path is not None)
+    met: set[tuple[str, str]] = set()
     role = "input"
     for seen in calls:
         if seen.path is not None:
-            seen.count, seen.first = counts[seen.path], seen.path not in met
-            met.add(seen.path)
+            place = (seen.path, seen.call)
+            seen.count, seen.first = counts[place], place not in met
+            met.add(place)
         seen.role = role
         if seen.what == "weight":
             role = _role(seen.module)  # type: ignore[arg-type]
@@ -271,27 +339,37 @@ def _is_before_head(calls: list[_Call], index: int) -> bool:
 def _existing(calls: list[_Call]) -> list[tuple[float, Site]]:
     found = []
     for index, seen in enumerate(calls):
-        if seen.what != "dropout" or not seen.first:
+        if seen.what not in ("dropout", "attention") or not seen.first:
             continue
-        role = seen.role
-        layout = _layout(seen.given, _consumer(calls, index) if role == "input" else role)
-        role = _settled(role, layout)
-        if role == "hidden" and _is_before_head(calls, index):
-            role = "head"
+        role, layout = _role_and_layout(calls, index)
         site = Site(
-            name=seen.path,
+            name=f"{seen.path}{seen.call}",
             path=seen.path,
-            reach="module",
+            reach="function" if seen.call else "module",
             role=role,
             layout=layout,
             depth=0,
             shape=seen.given[1:],
-            kind=dropout_kind(seen.module),
-            rate=float(seen.module.p),
+            kind=seen.kind,
+            rate=seen.rate,
             calls=seen.count,
         )
         found.append((index, site))
     return found
+
+
+def _role_and_layout(calls: list[_Call], index: int) -> tuple[str, str]:
+    """Return what is said of the place of a dropout that is there."""
+    seen = calls[index]
+    if seen.what == "attention":
+        layouts = {3: "NLL", 4: "NHLL"}
+        return "attention", layouts.get(len(seen.given), _layout(seen.given, "hidden"))
+    role = seen.role
+    layout = _layout(seen.given, _consumer(calls, index) if role == "input" else role)
+    role = _settled(role, layout)
+    if role == "hidden" and _is_before_head(calls, index):
+        role = "head"
+    return role, layout
 
 
 def _consumer(calls: list[_Call], index: int) -> str:

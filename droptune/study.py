@@ -13,11 +13,11 @@ from droptune.definition import all_kinds, check_same, environment, qualified
 from droptune.errors import StudyError
 from droptune.kinds import derive
 from droptune.loop import Loop
-from droptune.plan import Plan, read
+from droptune.plan import Plan
 from droptune.progress import Progress
 from droptune.progress import progress as suitable_progress
 from droptune.search import Search
-from droptune.sites import Site, find_sites
+from droptune.sites import Site, find_leaks, find_sites
 from droptune.space import AS_GIVEN, CONTROL, Space
 from droptune.store import Store, hide, prepare_engine
 from droptune.trainers import (
@@ -164,6 +164,10 @@ class Study:
         """Return the model's sites, in call order."""
         return find_sites(self._built, self._example)
 
+    def leaks(self) -> list[str]:
+        """Return the calls of functions that drop although the model is in eval mode."""
+        return find_leaks(self._built, self._example)
+
     @property
     def _example(self) -> Any:
         return self.example if self.example is not None else self.data.example()
@@ -175,9 +179,7 @@ class Study:
 
     def as_given(self) -> Plan:
         """Return the dropout that the model comes with, where it takes effect."""
-        found = {site.name for site in self.space.sites}
-        given = read(self._built)
-        return Plan({name: entry for name, entry in given.items() if name in found})
+        return Plan({s.name: (s.kind, s.rate) for s in self.space.sites if s.rate})
 
     def task(self, kinds: Mapping[str, Sequence[str]]) -> Task:
         """Return what the trainers train."""
@@ -267,7 +269,7 @@ class _Run:
         if still_random(self.study._built, self.study._example):
             self.shown.message(
                 "the model draws random numbers in training that droptune does not reach yet "
-                "(functional, attention or recurrent dropout): they stay as they are in all trials"
+                "(recurrent dropout, noise of its own): they stay as they are in all trials"
             )
         with Store(self.study.url) as store:
             self.store = store

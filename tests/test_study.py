@@ -394,7 +394,12 @@ def test_dropout_that_no_plan_reaches_is_said(url):
         def forward(self, x):
             return super().forward(nn.functional.dropout(x, 0.5, self.training))
 
-    for model, said in ((lambda: Functional(30, 2), True), (mlp, False)):
-        notes, settings = Notes(), {"name": f"reach {said}", "model": model, "trials": 1}
+    class Noisy(nn.Linear):
+        def forward(self, x):
+            return super().forward(x + torch.rand_like(x))
+
+    models = ((lambda: Noisy(30, 2), True), (lambda: Functional(30, 2), False), (mlp, False))
+    for number, (model, said) in enumerate(models):
+        notes, settings = Notes(), {"name": f"reach {number}", "model": model, "trials": 1}
         study(url, **settings, epochs=1, confirm_blocks=0).optimize(progress=notes)
         assert said is any("does not reach yet" in line for line in notes.messages)

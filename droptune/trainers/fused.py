@@ -8,12 +8,14 @@ alone, and one shared stream of noise is thresholded at each member's own rate.
 import ctypes
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from droptune.data import Split, batches
 from droptune.errors import ModelError, TrainingError
@@ -287,7 +289,7 @@ class FusedTrainer:
         streams = [k.stream for d in installed(self._model).values() for k in d.kinds.values()]
         states = [stream.__getstate__() for stream in streams]
         before = _python_state(self._model)
-        with torch.random.fork_rng(self._gpus()):
+        with torch.random.fork_rng(self._gpus()), _mappable_attention():
             try:
                 program = trace(function, [*copies, x, y])
                 if _python_state(self._model) != before:
@@ -337,6 +339,18 @@ class FusedTrainer:
 
     def _gpus(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []
+
+
+@contextmanager
+def _mappable_attention() -> Iterator[None]:
+    """Let attention be the plain arithmetic that vmap batches; fused kernels it calls in turn."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _same_constants(one: nn.Module, other: nn.Module) -> bool:

@@ -134,12 +134,18 @@ class Functional(nn.Module):
         return nn.functional.dropout(x, 0.5, self.training)
 
 
+class Noisy(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
 @pytest.mark.parametrize(
     ("model", "random"),
     [
         (nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Dropout(0.5)), False),
-        (Functional(), True),
-        (nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0), False),
+        (Functional(), False),
+        (Noisy(), True),
+        (nn.TransformerEncoderLayer(6, 2, 8, dropout=0.5), False),
         (nn.LSTM(6, 6, num_layers=2, dropout=0.5), True),
     ],
 )

@@ -1,6 +1,7 @@
 """What dropout costs an element: droptune's elementwise kinds against torch's own.
 
     python benchmarks/masks.py                  # on CPU
+    python benchmarks/masks.py --threads 1      # where other work shares the cores
     python benchmarks/masks.py --device cuda
     python benchmarks/masks.py --save           # also writes benchmarks/results/
 
@@ -119,8 +120,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--sizes", type=int, nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     results = {}
     for size in args.sizes:
         results[size] = measure(size, args.device, args.rounds)

@@ -12,7 +12,7 @@ from torch import Tensor
 #: Steps of the grid on which rates lie: the values of a word.
 GRID = 1 << 16
 #: Elements of which masks are made at once where there are more: what they take fits in caches.
-PIECE = 1 << 19
+PIECE = 1 << 20
 #: From this many elements on, memory costs more than a mask made again in the backward pass.
 MANY = 1 << 21
 

@@ -6,6 +6,7 @@ trains. Members of a block therefore share their numbers (common random numbers)
 run repeated alone draws what it drew in company, bit for bit.
 """
 
+import math
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -43,6 +44,21 @@ class Stream:
     def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
         """Draw float32 numbers of this shape, uniform in [0, 1)."""
         return torch.rand(tuple(shape), generator=self._generator(device), device=device)
+
+    def words(self, shape: Sequence[int]) -> Tensor:
+        """Draw int16 numbers of this shape on CPU, uniform over all their values.
+
+        Each 64-bit draw gives four.
+        """
+        cpu, count = torch.device("cpu"), math.prod(shape)
+        # `random_` would do, but its overload for all 64 bits is named `from`, a word that the
+        # Python of a traced program cannot contain. Here one of 2**64 values never comes.
+        low, high, draws = -(2**63), 2**63 - 1, -(-count // 4)
+        quads = torch.randint(
+            low, high, (draws,), generator=self._generator(cpu), dtype=torch.int64, device=cpu
+        )
+        numbers = quads.view(torch.int16)
+        return (numbers[:count] if count % 4 else numbers).view(tuple(shape))
 
     def normal(self, shape: Sequence[int], device: torch.device) -> Tensor:
         """Draw float32 numbers of this shape with mean 0 and variance 1."""

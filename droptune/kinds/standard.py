@@ -5,6 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from droptune.kinds.base import CHANNELS_FIRST, Kind, channel_shape
+from droptune.kinds.coarse import times_mask
 
 
 def kept(uniform: Tensor, rate: Tensor) -> Tensor:
@@ -41,12 +42,14 @@ class Standard(Kind):
 
     Inverted dropout: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: A
     Simple Way to Prevent Neural Networks from Overfitting", JMLR 15 (2014); the scaling at
-    training time as in `torch.nn.Dropout`.
+    training time as in `torch.nn.Dropout`. On CPU the rate is one of 65536 (`coarse.kept_share`).
     """
 
     name: ClassVar[str] = "standard"
 
     def drop(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":
+            return times_mask(x, self.stream.words(x.shape), self.rate)
         return x * mask(self.stream.uniform(x.shape, x.device), self.rate).to(x.dtype)
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from droptune.kinds import KINDS, Kind
 from droptune.kinds.alpha import SATURATION
+from droptune.kinds.coarse import kept_share
 
 ALPHA = {"alpha", "feature_alpha"}
 #: A tensor of each layout.
@@ -50,6 +51,8 @@ def dropped(name: str, rate: float, x: Tensor) -> Tensor:
     y = make(name, rate)(x)
     if name not in ALPHA:
         return y == 0
+    if name == "alpha":
+        rate = 1 - kept_share(torch.tensor(rate)).item()
     scale = (1 - rate + SATURATION**2 * rate * (1 - rate)) ** -0.5
     value = scale * SATURATION - scale * rate * SATURATION
     return (y - value).abs() < 1e-5

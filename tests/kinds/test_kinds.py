@@ -28,6 +28,8 @@ DROPPING = sorted(set(KINDS) - {"gaussian"})
 #: Of these, the ones whose rate is the part that is dropped. Not so: stochastic (at each call
 #: another), max_drop (maxima only), drop_block (blocks overlap), pattern (a grid of a sample).
 BERNOULLI = sorted(set(DROPPING) - BY_SAMPLE - {"stochastic", "max_drop"})
+#: How far 1 / keep may be off at rate 0.9, where a step of the grid is 1.5e-4 of it.
+ON_GRID = {"rtol": 1.6e-4, "atol": 1e-4}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -201,6 +203,12 @@ def test_no_number_in_0_to_1_is_dropped_at_rate_0():
     assert mask(edges, torch.tensor(0.0)).tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_at_rate_0_a_zero_keeps_its_sign(name):
+    x = suited(name).sign() * 0.0
+    assert torch.equal(torch.signbit(make(name, 0.0)(x)), torch.signbit(x))
+
+
 @pytest.mark.parametrize("name", sorted(CHANNELWISE))
 def test_whole_channels_are_dropped(name):
     gone = dropped(name, 0.5, batch(8, 16, 4, 4) + 10).flatten(2)
@@ -227,7 +235,8 @@ def test_kept_elements_are_divided_by_one_minus_rate_as_torch_does(name, rate):
     peer = nn.Dropout(rate) if name == "standard" else nn.Dropout2d(rate)
     torch.manual_seed(0)
     for y in (make(name, rate)(torch.ones(20, 30, 2, 2)), peer(torch.ones(20, 30, 2, 2))):
-        torch.testing.assert_close(y.unique(), torch.tensor([0, 1 / (1 - rate)]))
+        # On CPU, standard divides by the share that it keeps, a multiple of 1/65536.
+        torch.testing.assert_close(y.unique(), torch.tensor([0, 1 / (1 - rate)]), **ON_GRID)
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -246,7 +255,7 @@ def test_alpha_sets_dropped_and_kept_elements_to_the_values_of_torch(rate):
     ones = torch.ones(100, 100)
     torch.manual_seed(0)
     expected = nn.AlphaDropout(rate)(ones).unique()
-    torch.testing.assert_close(make("alpha", rate)(ones).unique(), expected)
+    torch.testing.assert_close(make("alpha", rate)(ones).unique(), expected, **ON_GRID)
 
 
 def test_a_kind_without_a_drop_says_so():

@@ -71,6 +71,7 @@ def test_drawing_leaves_the_global_generator_alone():
     stream = Stream("fc")
     draw(stream)
     stream.normal((3,), CPU)
+    stream.words((3,))
     stream.seed(1)
     assert torch.equal(torch.get_rng_state(), before)
 

@@ -20,6 +20,8 @@ MANY = 1 << 21
 def kept_share(rate: Tensor) -> Tensor:
     """Return the share that is kept at a rate in [0, 1): 1 - rate, rounded up to the grid.
 
+    Up as far as float32 can tell: a rate within 1e-7 of a step may fall onto it.
+
     Masks are scaled by this number itself, so the mean is preserved exactly. A rate below
     1/65536 keeps everything; at least 1/65536 is always kept.
     """

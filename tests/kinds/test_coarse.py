@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
@@ -55,13 +55,15 @@ def test_words_have_any_shape_and_start_alike(shape):
 
 
 @given(rate=RATES)
+@example(rate=0.06385800242424011)  # 3e-8 above the grid, which float32 cannot tell
 @settings(deadline=None, max_examples=50)
 def test_exactly_the_kept_share_of_all_words_is_kept(rate):
     keep = kept_share(torch.tensor(rate))
     gates = gate(EVERY_WORD, keep)
     assert set(gates.tolist()) <= {0, 1}
     assert gates.sum().item() == keep.item() * GRID >= 1
-    assert 0 <= keep.item() - (1 - rate) < 1 / GRID
+    rounding = 2**-23  # of the rate and of its multiple, in float32
+    assert -rounding <= keep.item() - (1 - rate) < 1 / GRID + rounding
 
 
 @given(low=RATES, high=RATES)

@@ -13,6 +13,7 @@ Below sites, which lists the calls, and plan, which replaces them.
 import inspect
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
@@ -63,17 +64,18 @@ def ordinal(what: str, calls: Counter[str]) -> str:
     return what if calls[what] == 1 else f"{what}.{calls[what] - 1}"
 
 
-class Calls(TorchFunctionMode):
-    """Sees the calls of functions that drop, however they are reached; abstract.
+class Calls(TorchFunctionMode, ABC):
+    """Sees the calls of functions that drop, however they are reached.
 
     A subclass says in `ours` whether the module that now runs is one whose calls count, and
     in `find` what to do with a call: nothing else of a model's calls is touched.
     """
 
+    @abstractmethod
     def ours(self) -> bool:
         """Tell whether calls made now are sites."""
-        raise NotImplementedError
 
+    @abstractmethod
     def find(self, what: str, kind: str, rate: float) -> Drop | None:
         """Return what is put in place of a call; None: it is switched off.
 
@@ -82,7 +84,6 @@ class Calls(TorchFunctionMode):
             kind: the kind of dropout that the function applies.
             rate: the rate that it is called with.
         """
-        raise NotImplementedError
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[override]
         kwargs = kwargs or {}

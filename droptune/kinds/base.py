@@ -1,5 +1,6 @@
 """What every kind of dropout is: a small module with a rate, and noise of its own."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from droptune.errors import PlanError
 from droptune.kinds.noise import Stream
 
 
-class Kind(nn.Module):
+class Kind(nn.Module, ABC):
     """Base of the kinds. Identity in eval mode, and at rate 0 also in training.
 
     The rate is a buffer, so it is data: members of a fused trainer share one module and
@@ -65,9 +66,9 @@ class Kind(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.drop(x) if self.training else x
 
+    @abstractmethod
     def drop(self, x: Tensor) -> Tensor:
         """Return `x` (batch first, any further shape) with noise; called in training only."""
-        raise NotImplementedError(f"{type(self).__name__} defines no drop")
 
     def extra_repr(self) -> str:
         return f"rate={self.rate.item():g}" if self.rate.dim() == 0 else "rate=stacked"

@@ -5,6 +5,7 @@ kernels). Members with equal settings and age are stepped by one call on a slice
 stack; in a block without pruning that is all of them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -30,8 +31,8 @@ class Pace:
     age: int = 0
 
 
-class StackedOptimizer:
-    """Steps stacked parameters in place; abstract over the rule.
+class StackedOptimizer(ABC):
+    """Steps stacked parameters in place; a subclass gives the rule.
 
     Args:
         params: `members x ...` tensors, contiguous.
@@ -63,10 +64,11 @@ class StackedOptimizer:
             self._update(rows, grads, rate, decay, age)
             start = stop
 
+    @abstractmethod
     def _update(
         self, rows: slice, grads: Sequence[Tensor], lr: float, decay: float, age: int
     ) -> None:
-        raise NotImplementedError
+        """Step the members `rows` of all parameters, which are `age` steps old."""
 
     def tensors(self) -> list[Tensor]:
         """Return all state tensors, in a fixed order."""

@@ -258,9 +258,9 @@ def test_alpha_sets_dropped_and_kept_elements_to_the_values_of_torch(rate):
     torch.testing.assert_close(make("alpha", rate)(ones).unique(), expected, **ON_GRID)
 
 
-def test_a_kind_without_a_drop_says_so():
+def test_a_kind_without_a_drop_cannot_be_made():
     class Silent(Kind):
         name = "silent"
 
-    with pytest.raises(NotImplementedError, match="Silent defines no drop"):
-        Silent("fc").train()(batch(2, 3))
+    with pytest.raises(TypeError, match="abstract class Silent .*drop"):
+        Silent("fc")

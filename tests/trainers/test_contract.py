@@ -2,6 +2,7 @@
 
 import json
 import math
+from abc import ABC, abstractmethod
 
 import pytest
 import torch
@@ -11,7 +12,14 @@ from torch import nn
 from droptune.data import batches
 from droptune.errors import PlanError, TrainingError
 from droptune.plan import Plan
-from droptune.trainers import FunctionTrainer, FusedTrainer, Saved, SerialTrainer, Trainer
+from droptune.trainers import (
+    FunctionTrainer,
+    FusedTrainer,
+    Saved,
+    SerialTrainer,
+    Task,
+    Trainer,
+)
 
 NONE = Plan.none()
 LIGHT = Plan({"1": ("standard", 0.2)})
@@ -45,15 +53,19 @@ def through_a_file(saved: Saved) -> Saved:
     return Saved(tensors, json.loads(json.dumps(saved.rest)))
 
 
-class TrainerContract:
-    """Rules for any trainer; a subclass gives `make` and how close equal curves must be."""
+class TrainerContract(ABC):
+    """Rules for any trainer; a subclass gives `build` and how close equal curves must be."""
 
     tolerance = 0.0
+
+    @abstractmethod
+    def build(self, task: Task, slots: int) -> Trainer:
+        """Return the trainer under test."""
 
     @pytest.fixture
     def make(self, make_task):
         """Return a function (slots, task's changes) -> trainer."""
-        raise NotImplementedError
+        return lambda slots, **changes: self.build(make_task(**changes), slots)
 
     def start_diverging(self, trainer: Trainer, slot: int) -> None:
         trainer.start(slot, NONE, lr=1e30)
@@ -355,18 +367,16 @@ class PacedContract(TrainerContract):
 class TestSerial(PacedContract):
     device = "cpu"
 
-    @pytest.fixture
-    def make(self, make_task):
-        return lambda slots, **changes: SerialTrainer(make_task(**changes), slots, self.device)
+    def build(self, task, slots):
+        return SerialTrainer(task, slots, self.device)
 
 
 class TestFused(PacedContract):
     tolerance = 1e-6
     device = "cpu"
 
-    @pytest.fixture
-    def make(self, make_task):
-        return lambda slots, **changes: FusedTrainer(make_task(**changes), slots, self.device)
+    def build(self, task, slots):
+        return FusedTrainer(task, slots, self.device)
 
 
 def like_serial(task):
@@ -403,13 +413,8 @@ def like_serial(task):
 class TestFunction(TrainerContract):
     device = "cpu"
 
-    @pytest.fixture
-    def make(self, make_task):
-        def make(slots, **changes):
-            task = make_task(**changes)
-            return FunctionTrainer(task, like_serial(task), slots, self.device)
-
-        return make
+    def build(self, task, slots):
+        return FunctionTrainer(task, like_serial(task), slots, self.device)
 
     def start_diverging(self, trainer, slot):
         trainer.start(slot, WRECK)

@@ -332,10 +332,10 @@ class Watched:
         Raises:
             ModelError: the plan names a call that was not made.
         """
-        for name in sorted(self.sites.keys() - self.made):
+        if missing := self.sites.keys() - self.made:
             raise ModelError(
-                f"the plan names the call @{name} of a {type(self.module).__name__}, and its "
-                "forward makes no such call; droptune.find_sites lists the sites of a model"
+                f"the plan names the call @{min(missing)} of a {type(self.module).__name__}, and "
+                "its forward makes no such call; droptune.find_sites lists the sites of a model"
             )
         self.looked = True
         if not self.made:

@@ -30,6 +30,8 @@ STEP = 0.01
 CONTROL, AS_GIVEN = "no dropout", "as given"
 
 _GATE, _SCHEDULE, _FRACTION = "dropout", "schedule", "fraction"
+#: Of training: the least fraction suggested, and the step between two.
+_PART = 0.05
 
 
 class Suggester(Protocol):
@@ -231,7 +233,7 @@ class Space:
             schedule = trial.suggest_categorical(_SCHEDULE, list(self.schedules))
         if self.schedules == ("constant",):
             return schedule, None
-        return schedule, round(trial.suggest_float(_FRACTION, 0.05, 1.0, step=0.05), 4)
+        return schedule, round(trial.suggest_float(_FRACTION, _PART, 1.0, step=_PART), 4)
 
     def encode(self, plan: Plan) -> dict[str, Any]:
         """Return the parameters nearest to a plan.
@@ -255,8 +257,8 @@ class Space:
         fraction = used[0].fraction if used else SCHEDULES[schedule]
         params: dict[str, Any] = {_SCHEDULE: schedule} if len(self.schedules) > 1 else {}
         if self.schedules != ("constant",):
-            steps = round((fraction or 1.0) / 0.05)
-            params[_FRACTION] = round(max(steps, 1) * 0.05, 4)
+            steps = round((fraction or 1.0) / _PART)
+            params[_FRACTION] = round(max(steps, 1) * _PART, 4)
         return params
 
     def fixed_plans(self, as_given: Plan) -> dict[str, Plan]:

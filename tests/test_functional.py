@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from droptune import Plan, apply, find_sites, read, remove
 from droptune.errors import ModelError, PlanError
 from droptune.functional import FUNCTIONS, can_call, watched
-from droptune.plan import install, installed, seed_noise
+from droptune.plan import install, seed_noise
 from tests.calling import (
     ZOO,
     Causal,
@@ -27,7 +27,7 @@ from tests.calling import (
     build,
     places,
 )
-from tests.test_apply import state_of, trained
+from tests.test_apply import check_copy, state_of, trained
 
 zoo = pytest.mark.parametrize("cls", ZOO.values(), ids=ZOO)
 
@@ -402,17 +402,10 @@ def test_an_exception_in_a_forward_leaves_no_mode_on():
 @pytest.mark.parametrize("ran", [False, True], ids=["new", "after a forward"])
 def test_a_copy_has_the_plan_and_a_life_of_its_own(again, cls, ran):
     sites = places(build(cls))
-    model = apply(build(cls), plan := Plan.everywhere(sites, 0.5), seed=3)
+    model = apply(build(cls), Plan.everywhere(sites, 0.5), seed=3)
     if ran:
         model(X)
-    twin = again(model)
-    assert read(twin) == plan
-    assert torch.equal(twin(X), model(X))
-    apply(twin, Plan.everywhere(sites, 0.2), seed=4)
-    assert read(model) == plan
-    assert not torch.equal(twin(X), model(X))
-    remove(twin)
-    assert not any(watched(m) for m in twin.modules()) and installed(model)
+    check_copy(model, again(model), sites, X)
 
 
 # Errors

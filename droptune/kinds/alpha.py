@@ -6,6 +6,7 @@ from torch import Tensor
 
 from droptune.kinds.base import CHANNELS_FIRST, Kind, channel_shape
 from droptune.kinds.coarse import gate, kept_share
+from droptune.kinds.standard import kept
 
 #: What a dropped unit is set to: the limit of SELU towards minus infinity, -lambda * alpha.
 SATURATION = -1.7580993408473766
@@ -42,8 +43,8 @@ class Alpha(Kind):
         if x.device.type == "cpu":
             keep = kept_share(self.rate)
             return alpha_drop(x, gate(self.stream.words(x.shape), keep), keep)
-        keep = 1 - self.rate
-        return alpha_drop(x, (keep - self.stream.uniform(x.shape, x.device)).ceil_(), keep)
+        gates = kept(self.stream.uniform(x.shape, x.device), self.rate)
+        return alpha_drop(x, gates, 1 - self.rate)
 
 
 class FeatureAlpha(Kind):
@@ -53,6 +54,5 @@ class FeatureAlpha(Kind):
     layouts: ClassVar[frozenset[str]] = CHANNELS_FIRST
 
     def drop(self, x: Tensor) -> Tensor:
-        keep = 1 - self.rate
-        uniform = self.stream.uniform(channel_shape(x), x.device)
-        return alpha_drop(x, (keep - uniform).ceil_(), keep)
+        gates = kept(self.stream.uniform(channel_shape(x), x.device), self.rate)
+        return alpha_drop(x, gates, 1 - self.rate)

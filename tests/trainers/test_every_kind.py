@@ -1,5 +1,7 @@
 """Every kind of dropout, trained fused and one by one: the same noise, steps and weights."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -11,50 +13,31 @@ from droptune.trainers import FusedTrainer, SerialTrainer
 RATES = (0.0, 0.15, 0.4, 0.7)
 
 
-class Maps(nn.Sequential):
-    """Two convolutions; behind the second its maps are 8 x 8, larger than a block."""
-
-    def __init__(self):
-        super().__init__(
-            nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Conv2d(4, 3, 2), nn.GELU(), nn.Flatten(),
-            nn.Linear(192, 3),
-        )  # fmt: skip
-        self.double()
-
-
-class Rows(nn.Sequential):
-    """Two convolutions over a row, of which 10 positions are left."""
-
-    def __init__(self):
-        super().__init__(
-            nn.Conv1d(2, 4, 2), nn.Tanh(), nn.Conv1d(4, 3, 2), nn.GELU(), nn.Flatten(),
-            nn.Linear(30, 3),
-        )  # fmt: skip
-        self.double()
-
-
-class Sequence(nn.Sequential):
-    """Layers over the features of each position."""
-
-    def __init__(self):
-        super().__init__(
-            nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.GELU(), nn.Flatten(), nn.Linear(35, 3)
-        )
-        self.double()
-
-
-MODELS = {"NCHW": (Maps, (1, 11, 11)), "NCL": (Rows, (2, 12)), "NLF": (Sequence, (7, 4))}
+#: Layout -> two layers that keep it, how many numbers are left, and the shape of a sample.
+LAYERS = {
+    # Behind the second convolution maps are 8 x 8, larger than a block.
+    "NCHW": (lambda: (nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 2)), 192, (1, 11, 11)),
+    "NCL": (lambda: (nn.Conv1d(2, 4, 2), nn.Conv1d(4, 3, 2)), 30, (2, 12)),
+    "NLF": (lambda: (nn.Linear(4, 6), nn.Linear(6, 5)), 35, (7, 4)),
+}
 FITTING = [
-    (kind, layout) for kind in KINDS for layout in MODELS if KINDS[kind].fits(layout, "residual")
+    (kind, layout) for kind in KINDS for layout in LAYERS if KINDS[kind].fits(layout, "residual")
 ]
+
+
+def build(layout: str) -> nn.Sequential:
+    layers, left, _ = LAYERS[layout]
+    first, second = layers()
+    return nn.Sequential(
+        first, nn.Tanh(), second, nn.GELU(), nn.Flatten(), nn.Linear(left, 3)
+    ).double()
 
 
 @pytest.mark.parametrize(("kind", "layout"), FITTING)
 def test_fused_equals_serial(make_task, make_data, weights, kind, layout):
-    model, shape = MODELS[layout]
     task = make_task(
-        make_data(40, shape, dtype=torch.float64),
-        model=model,
+        make_data(40, LAYERS[layout][2], dtype=torch.float64),
+        model=partial(build, layout),
         kinds={"1": ["gaussian", kind] if kind != "gaussian" else [kind], "3": [kind]},
     )
     plans = [Plan({"1": (kind, rate), "3": (kind, rate / 2)}) for rate in RATES]

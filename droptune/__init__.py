@@ -13,16 +13,16 @@ _HOME = {
     "DroptuneError": "droptune.errors",
     "KINDS": "droptune.kinds",
     "Plan": "droptune.plan",
-    "Result": "droptune.study",
+    "Result": "droptune.answer",
     "Site": "droptune.sites",
     "Space": "droptune.space",
     "Study": "droptune.study",
     "Trainer": "droptune.trainers",
-    "advance": "droptune.plan",
-    "apply": "droptune.plan",
+    "advance": "droptune.install",
+    "apply": "droptune.install",
     "find_sites": "droptune.sites",
-    "read": "droptune.plan",
-    "remove": "droptune.plan",
+    "read": "droptune.install",
+    "remove": "droptune.install",
 }
 
 __all__ = sorted(_HOME, key=str.casefold)

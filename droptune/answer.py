@@ -1,6 +1,6 @@
 """The answer of a study: what its confirmation runs say, as `Result`.
 
-Pure functions of stored runs; study.py reads them and stores what comes out.
+Pure functions of stored runs; optimize.py reads them and stores what comes out.
 """
 
 import math

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from droptune import Plan, apply, find_sites, read, remove
 from droptune.errors import ModelError, PlanError
 from droptune.functional import FUNCTIONS, can_call, watched
-from droptune.plan import install, seed_noise
+from droptune.install import install, seed_noise
 from tests.calling import (
     ZOO,
     Causal,
@@ -27,7 +27,7 @@ from tests.calling import (
     build,
     places,
 )
-from tests.test_apply import check_copy, state_of, trained
+from tests.test_install import check_copy, state_of, trained
 
 zoo = pytest.mark.parametrize("cls", ZOO.values(), ids=ZOO)
 

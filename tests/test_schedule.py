@@ -11,7 +11,8 @@ from torch import nn
 
 import droptune as dt
 from droptune.errors import PlanError
-from droptune.plan import Entry, Plan, installed
+from droptune.install import installed
+from droptune.plan import Entry, Plan
 from droptune.schedule import SCHEDULES, factor, progress
 
 MOVING = sorted(set(SCHEDULES) - {"constant"})

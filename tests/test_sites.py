@@ -10,8 +10,9 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import droptune
 from droptune import Plan, find_sites
+from droptune.calls import DROPOUT_MODULES
 from droptune.errors import ModelError
-from droptune.sites import DROPOUT_MODULES, Site
+from droptune.sites import Site
 
 IMAGE = torch.randn(2, 1, 12, 12)
 ROW = torch.randn(2, 6)

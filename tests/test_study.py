@@ -248,7 +248,7 @@ def test_an_exhausted_grid_ends_the_study_and_trains_no_more(url, monkeypatch):
     count = len(trials(url))
     assert count == 10  # five fixed plans and five rates
     assert {state for _, state in trials(url)} == {"COMPLETE"}
-    monkeypatch.setattr("droptune.study.choose", None)  # nothing is measured
+    monkeypatch.setattr("droptune.optimize.choose", None)  # nothing is measured
     notes = Notes()
     assert one.optimize(progress=notes).finished_before
     assert len(trials(url)) == count

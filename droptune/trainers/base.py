@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from droptune.data import Data
 from droptune.errors import ModelError, PlanError, TrainingError
-from droptune.plan import Plan, install
+from droptune.install import install
+from droptune.plan import Plan
 from droptune.schedule import progress
 
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from droptune.calls import call
 from droptune.errors import ModelError, TrainingError
-from droptune.plan import install
-from droptune.sites import call
+from droptune.install import install
 from droptune.trainers.base import (
     Task,
     build,

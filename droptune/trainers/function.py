@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from droptune.errors import TrainingError
+from droptune.install import advance, installed, seed_noise
 from droptune.kinds import derive
-from droptune.plan import Plan, advance, installed, seed_noise
+from droptune.plan import Plan
 from droptune.schedule import progress
 from droptune.trainers.base import (
     Saved,

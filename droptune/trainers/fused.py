@@ -19,8 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from droptune.data import Split, batches
 from droptune.errors import ModelError, TrainingError
+from droptune.install import SiteDropout, installed, seed_noise
 from droptune.kinds import derive
-from droptune.plan import Plan, SiteDropout, installed, seed_noise
+from droptune.plan import Plan
 from droptune.trainers.base import (
     EVAL_BATCHES,
     Saved,

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from droptune.data import Split, batches
 from droptune.errors import ModelError
+from droptune.install import advance, installed, seed_noise
 from droptune.kinds import derive
-from droptune.plan import Plan, advance, installed, seed_noise
+from droptune.plan import Plan
 from droptune.trainers.base import (
     EVAL_BATCHES,
     Saved,

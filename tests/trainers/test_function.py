@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from droptune.errors import TrainingError
-from droptune.plan import Plan, read
+from droptune.install import read
+from droptune.plan import Plan
 from droptune.trainers import FunctionTrainer
 
 LIGHT = Plan({"1": ("standard", 0.25)})

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from droptune.plan import Plan, installed
+from droptune.install import installed
+from droptune.plan import Plan
 from droptune.schedule import SCHEDULES
 from droptune.trainers import FunctionTrainer, FusedTrainer, Saved, SerialTrainer
 

@@ -1,4 +1,4 @@
-"""droptune/plan.py on models: apply, read, remove (promises 1 and 2 of the design)."""
+"""droptune/install.py: apply, read, remove (promises 1 and 2 of the design)."""
 
 import copy
 import io
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from droptune import Plan, apply, find_sites, read, remove
 from droptune.errors import ModelError, PlanError
+from droptune.install import install, installed, seed_noise
 from droptune.kinds import KINDS
-from droptune.plan import Entry, install, installed, seed_noise
+from droptune.plan import Entry
 from droptune.sites import has_plan
 
 ROW = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))

@@ -119,13 +119,14 @@ def sums(canvas: Tensor, height: int, width: int) -> Tensor:
     """Return the sum in every window of a canvas (2 * height, 2 * width).
 
     Args:
-        canvas: whole numbers, so that the sums are exact in any order.
+        canvas: whole numbers.
         height: of a window.
         width: of a window.
 
     Returns:
         A tensor (height + 1, width + 1), by the place of the window.
     """
-    total = torch.nn.functional.pad(canvas.cumsum(0).cumsum(1), (1, 0, 1, 0))
+    total = canvas.int().cumsum(0, dtype=torch.int32).cumsum(1, dtype=torch.int32)
+    total = torch.nn.functional.pad(total, (1, 0, 1, 0))
     rows = total[height:] - total[: height + 1]
-    return rows[:, width:] - rows[:, : width + 1]
+    return (rows[:, width:] - rows[:, : width + 1]).to(canvas.dtype)

@@ -86,6 +86,10 @@ class KindContract:
             kind = convert(make(name, 0.1))
             assert kind.rate.item() == pytest.approx(0.1, abs=1e-8)
             assert dict(kind.named_buffers())["rate"] is kind.rate
+            for (_, after), (_, before) in zip(
+                kind.named_buffers(), make(name, 0.1).named_buffers(), strict=True
+            ):
+                assert after.dtype == torch.float32 and torch.equal(after, before)
 
     def test_settings_begin_at_defaults_that_a_space_may_suggest(self, name):
         kind = make(name)

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from droptune.errors import SpaceError, nearest
-from droptune.kinds import KINDS
+from droptune.kinds import KINDS, Setting
 from droptune.plan import Entry, Plan
 from droptune.schedule import SCHEDULES
 from droptune.sites import Site
@@ -237,12 +237,7 @@ class Space:
         """Suggest the settings of each kind that has any, for each role."""
         return {
             (role, kind): {
-                name: round(
-                    trial.suggest_float(
-                        f"{kind}.{name}.{role}", known.low, known.high, step=known.step
-                    ),
-                    4,
-                )
+                name: _setting(trial, f"{kind}.{name}.{role}", known)
                 for name, known in KINDS[kind].settings.items()
             }
             for role, kind in self._tuned
@@ -354,6 +349,10 @@ def _checked_schedules(schedules: Sequence[str]) -> tuple[str, ...]:
 
 def _rate(trial: Suggester, name: str, high: float) -> float:
     return round(trial.suggest_float(name, 0.0, high, step=STEP), 4)
+
+
+def _setting(trial: Suggester, name: str, known: Setting) -> float:
+    return round(trial.suggest_float(name, known.low, known.high, step=known.step), 4)
 
 
 def _step(value: float, low: float, high: float) -> float:

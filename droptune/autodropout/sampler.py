@@ -51,7 +51,7 @@ class AutoDropoutSampler(optuna.samplers.BaseSampler):
     needs hundreds of trials; the authors trained thousands of small networks.
 
     Args:
-        seed: of the first policy and of all proposals.
+        seed: of the first policy and of all proposals, from 0 to 2**32 - 1.
         space: the parameters of every trial. None: those that all trials so far have in
             common, as Optuna's own samplers do; the policy begins anew where they change.
     """

@@ -46,11 +46,24 @@ class SiteDropout(nn.Module):
         return x
 
     def set(self, entry: Entry | None, progress: float = 0.0) -> None:
-        """Set the rate of the entry's kind at a point of training, and 0 for the others."""
+        """Set what the entry says of its kind at a point of training, and 0 for the others."""
         self.entry = entry
         for name, kind in self.kinds.items():
-            on = entry is not None and entry.kind == name
-            kind.rate.fill_(entry.at(progress) if on else 0.0)  # type: ignore[union-attr]
+            for buffer, value in buffer_values(name, entry, progress).items():
+                kind.get_buffer(buffer).fill_(value)
+
+
+def buffer_values(kind: str, entry: Entry | None, progress: float) -> dict[str, float]:
+    """Return buffer -> value for a kind at a site: its rate, and all of its settings.
+
+    Args:
+        kind: its name.
+        entry: what the plan says of the site; of another kind or None: the rate is 0.
+        progress: from 0 (first epoch) to 1 (last).
+    """
+    if entry is None or entry.kind != kind:
+        return {"rate": 0.0, **KINDS[kind].values({})}
+    return {"rate": entry.at(progress), **KINDS[kind].values(entry.settings)}
 
 
 def apply(model: nn.Module, plan: Plan, *, seed: int | None = None) -> nn.Module:

@@ -3,12 +3,13 @@
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from droptune.errors import PlanError, nearest
 from droptune.kinds import KINDS
+from droptune.kinds.setting import Settings, checked
 from droptune.schedule import SCHEDULES, factor
 from droptune.sites import Site
 
@@ -25,16 +26,18 @@ class Entry:
         schedule: how the rate moves over training, a name in `droptune.schedule.SCHEDULES`.
         fraction: the part of training that the schedule takes, in (0, 1]; None for constant,
             and elsewhere the schedule's own.
+        settings: the kind's settings that differ from its defaults, name -> number.
 
     Raises:
-        PlanError: an unknown kind or schedule, a rate outside [0, 1), a fraction outside
-            (0, 1].
+        PlanError: an unknown kind, schedule or setting, a rate outside [0, 1), a fraction
+            outside (0, 1], a setting outside its bounds.
     """
 
     kind: str
     rate: float
     schedule: str = "constant"
     fraction: float | None = None
+    settings: Mapping[str, float] = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in KINDS:
@@ -45,18 +48,22 @@ class Entry:
             )
         object.__setattr__(self, "rate", checked_rate(self.rate))
         object.__setattr__(self, "fraction", _checked_fraction(self.schedule, self.fraction))
+        settings = checked(self.kind, KINDS[self.kind].settings, self.settings)
+        object.__setattr__(self, "settings", settings)
 
     def at(self, progress: float) -> float:
         """Return the rate at some point of training, from 0 (first epoch) to 1 (last)."""
         return self.rate * factor(self.schedule, self.fraction, progress)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the entry as JSON values; without a fraction where the rate is constant."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """Return the entry as JSON values; what says nothing (no fraction) is left out."""
+        values = {**vars(self), "settings": dict(self.settings) or None}
+        return {name: value for name, value in values.items() if value is not None}
 
     def __str__(self) -> str:
         moves = "" if self.fraction is None else f" {self.schedule} {self.fraction:.2g}"
-        return f"{self.kind} {self.rate:g}{moves}"
+        settings = f" ({self.settings})" if self.settings else ""
+        return f"{self.kind} {self.rate:g}{moves}{settings}"
 
 
 def checked_rate(rate: Any) -> float:

@@ -1,9 +1,10 @@
 """Samplers and pruners by name, set up for dropout; half of what droptune knows of Optuna.
 
-The other half is search.py, the only module that imports this one. Here is also what a
-sampler or pruner must find again after a restart: the seed that goes on, the few system
-attributes worth storing, and the state of CMA-ES, which Optuna keeps as a pickle and which
-is therefore never stored but computed again from the stored trials.
+The other half is search.py, which with record.py is all that imports this one; autodropout/ is
+a sampler of droptune's own. Here is also what a sampler or pruner must find again after a
+restart: the seed that goes on, the few system attributes worth storing, and the state of
+CMA-ES, which Optuna keeps as a pickle and which is therefore never stored but computed again
+from the stored trials.
 """
 
 import contextlib
@@ -14,17 +15,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
-import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from droptune.autodropout import AutoDropoutSampler
 from droptune.errors import StudyError, nearest
+from droptune.grid import grid_points
 
 # System attributes of a trial that outlive the process. Everything else that samplers write
 # is a help between running trials (TPE) or a pickle (CMA-ES), and is neither written to the
 # store nor believed when it is found there.
-KEPT = ("fixed_params", "grid_id", "search_space", "completed_rung_", "cma:generation", "qmc:")
+KEPT = (
+    "fixed_params",
+    "grid_id",
+    "search_space",
+    "completed_rung_",
+    "cma:generation",
+    "qmc:",
+    "autodropout:",
+)
 
 GRID_POINTS = 5  # values that the grid tries of every continuous parameter, both ends included
 GRID_LIMIT = 10_000  # plans; a larger grid is a mistake, and would not fit into memory
@@ -94,7 +104,7 @@ def _grid(
     first_seed: int, space: Mapping[str, BaseDistribution], settled: Mapping[str, Any], **_: Any
 ) -> Grid:
     points = {
-        name: [settled[name]] if name in settled else grid_points(distribution)
+        name: [settled[name]] if name in settled else grid_points(distribution, GRID_POINTS)
         for name, distribution in space.items()
     }
     size = prod(len(values) for values in points.values())
@@ -106,6 +116,13 @@ def _grid(
     return Grid(points, seed=first_seed)  # grid ids are positions in the order of this seed
 
 
+def _autodropout(
+    first_seed: int, space: Mapping[str, BaseDistribution], **_: Any
+) -> AutoDropoutSampler:
+    # It learns again from the stored trials, and draws by seed and number of the trial.
+    return AutoDropoutSampler(first_seed, space)
+
+
 _SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "tpe": _tpe,
     "gp": _gp,
@@ -113,6 +130,7 @@ _SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "qmc": _qmc,
     "random": _random,
     "grid": _grid,
+    "autodropout": _autodropout,
 }
 SAMPLERS = tuple(_SAMPLERS)
 PRUNERS = ("none", "median", "hyperband", "successive-halving")
@@ -140,7 +158,8 @@ def make_sampler(
     Args:
         name: one of `SAMPLERS`: `tpe` (multivariate, https://arxiv.org/abs/2304.11127),
             `gp` (Gaussian process), `cmaes` (https://arxiv.org/abs/1604.00772; categorical
-            parameters are drawn at random), `qmc` (scrambled Sobol), `random`, `grid`.
+            parameters are drawn at random), `qmc` (scrambled Sobol), `random`, `grid`,
+            `autodropout` (https://arxiv.org/abs/2101.01761).
         seed: of the study, not negative.
         past: number of trials the study has already; moves the seed on, so that a resumed
             study does not draw its startup points again.
@@ -183,27 +202,6 @@ def make_pruner(name: str, rungs: Sequence[int], epochs: int) -> optuna.pruners.
             min_resource=first, max_resource=max(epochs, first), reduction_factor=factor
         )
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
-
-
-def grid_points(distribution: BaseDistribution) -> list[Any]:
-    """Return the values that the grid tries of one parameter.
-
-    All choices of a categorical one; `GRID_POINTS` values of a continuous one, evenly
-    spaced (by ratio if it is logarithmic) and both ends included.
-    """
-    if isinstance(distribution, CategoricalDistribution):
-        return list(distribution.choices)
-    if distribution.single():
-        return [distribution.low]
-    step = getattr(distribution, "step", None)
-    if step is not None:
-        count = int(round((distribution.high - distribution.low) / step)) + 1
-        picked = np.unique(np.linspace(0, count - 1, min(count, GRID_POINTS)).round())
-        kind = float if isinstance(distribution, FloatDistribution) else int
-        return [kind(distribution.low + step * int(i)) for i in picked]
-    spread = np.geomspace if distribution.log else np.linspace
-    points = spread(distribution.low, distribution.high, GRID_POINTS)
-    return [float(np.clip(x, distribution.low, distribution.high)) for x in points]
 
 
 def kept(attributes: Mapping[str, Any]) -> dict[str, Any]:

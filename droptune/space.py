@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from droptune.errors import SpaceError, nearest
-from droptune.kinds import KINDS
+from droptune.kinds import KINDS, Setting
 from droptune.plan import Entry, Plan
 from droptune.schedule import SCHEDULES
 from droptune.sites import Site
@@ -142,8 +142,9 @@ class Space:
     """The plans a study may try.
 
     Parameters, the same in every trial: a gate `dropout` ("off" or "on"), the rates as the
-    encoding spells them, `kind.ROLE` for each role that more than one kind fits, and, where
-    rates may move, one `schedule` for all sites and its `fraction`.
+    encoding spells them, `kind.ROLE` for each role that more than one kind fits,
+    `KIND.SETTING.ROLE` for each setting of an asked kind, one for all sites of a role, and,
+    where rates may move, one `schedule` for all sites and its `fraction`.
 
     Attributes:
         settled: parameters that a sampler is not to vary, with their values. The gate: no
@@ -188,6 +189,7 @@ class Space:
         self.encoding = encoding
         self.asked_kinds = kinds
         self._encoding = ENCODINGS[encoding](self.sites)
+        self._roles = {site.name: site.role for site in self.sites}
         self._choices = {role: self._kinds_of(role) for role in self._encoding.roles}
 
     def _kinds_of(self, role: str) -> tuple[str, ...]:
@@ -213,18 +215,33 @@ class Space:
             for role, choices in self._choices.items()
             if len(choices) > 1
         }
+        settings = self._suggest_settings(trial)
         schedule, fraction = self._suggest_schedule(trial)
         if not on:
             return Plan.none()
-        kinds = self.kinds
-        return Plan(
-            {
-                s.name: Entry(
-                    chosen.get(s.role, kinds[s.name][0]), rates[s.name], schedule, fraction
-                )
-                for s in self.sites
+        entries = {}
+        for site, (default, *_) in self.kinds.items():
+            role = self._roles[site]
+            kind = chosen.get(role, default)
+            tuned = settings.get((role, kind), {})
+            entries[site] = Entry(kind, rates[site], schedule, fraction, tuned)
+        return Plan(entries)
+
+    @property
+    def _tuned(self) -> list[tuple[str, str]]:
+        """The pairs of a role and an asked kind that has settings."""
+        pairs = [(role, kind) for role, choices in self._choices.items() for kind in choices]
+        return [(role, kind) for role, kind in pairs if KINDS[kind].settings]
+
+    def _suggest_settings(self, trial: Suggester) -> dict[tuple[str, str], dict[str, float]]:
+        """Suggest the settings of each kind that has any, for each role."""
+        return {
+            (role, kind): {
+                name: _setting(trial, f"{kind}.{name}.{role}", known)
+                for name, known in KINDS[kind].settings.items()
             }
-        )
+            for role, kind in self._tuned
+        }
 
     def _suggest_schedule(self, trial: Suggester) -> tuple[str, float | None]:
         """Suggest a schedule and its fraction, as far as there is a choice."""
@@ -243,11 +260,24 @@ class Space:
         """
         rates = {s.name: plan[s.name].rate if s.name in plan else 0.0 for s in self.sites}
         params: dict[str, Any] = {_GATE: "on" if any(rates.values()) else "off"}
-        params |= self._encoding.encode(rates) | self._encode_schedule(plan)
+        params |= self._encoding.encode(rates)
+        params |= self._encode_settings(plan) | self._encode_schedule(plan)
         for role, choices in self._choices.items():
             if len(choices) > 1:
                 used = [plan[s.name].kind for s in self.sites if s.role == role and s.name in plan]
                 params[f"kind.{role}"] = next((k for k in used if k in choices), choices[0])
+        return params
+
+    def _encode_settings(self, plan: Plan) -> dict[str, float]:
+        """Return the settings of each kind at the first site of a role that has it."""
+        params = {}
+        for role, kind in self._tuned:
+            used = [
+                e for site, e in plan.items() if (self._roles.get(site), e.kind) == (role, kind)
+            ]
+            values = KINDS[kind].values(used[0].settings if used else {})
+            for name, known in KINDS[kind].settings.items():
+                params[f"{kind}.{name}.{role}"] = known.nearest(values[name])
         return params
 
     def _encode_schedule(self, plan: Plan) -> dict[str, Any]:
@@ -319,6 +349,10 @@ def _checked_schedules(schedules: Sequence[str]) -> tuple[str, ...]:
 
 def _rate(trial: Suggester, name: str, high: float) -> float:
     return round(trial.suggest_float(name, 0.0, high, step=STEP), 4)
+
+
+def _setting(trial: Suggester, name: str, known: Setting) -> float:
+    return round(trial.suggest_float(name, known.low, known.high, step=known.step), 4)
 
 
 def _step(value: float, low: float, high: float) -> float:

@@ -19,9 +19,21 @@ from droptune.sites import Site
 # Plans as values
 
 rates = st.floats(0, 0.999)
-plans = st.dictionaries(
-    st.text(min_size=1, max_size=8), st.tuples(st.sampled_from(sorted(KINDS)), rates), max_size=5
-).map(Plan)
+
+
+@st.composite
+def entries(draw) -> Entry:
+    """Any kind, with any of its settings."""
+    kind = draw(st.sampled_from(sorted(KINDS)))
+    values = {
+        name: st.integers(int(s.low), int(s.high)) if s.whole else st.floats(s.low, s.high)
+        for name, s in KINDS[kind].settings.items()
+    }
+    settings = draw(st.fixed_dictionaries({}, optional=values))
+    return Entry(kind, draw(rates), settings=settings)
+
+
+plans = st.dictionaries(st.text(min_size=1, max_size=8), entries(), max_size=5).map(Plan)
 
 
 @given(plans)
@@ -86,6 +98,37 @@ def test_a_saved_plan_is_loaded(tmp_path):
     assert Plan.load(str(tmp_path / "plan.json")) == plan
 
 
+# Settings
+
+
+def test_settings_tell_plans_apart_unless_they_are_the_defaults():
+    plain, small = Entry("pattern", 0.2), Entry("pattern", 0.2, settings={"size": 0.1})
+    assert plain != small and len({plain, small, Entry("pattern", 0.2)}) == 2
+    assert Entry("pattern", 0.2, settings={"size": 0.25, "repeat": 4}) == plain
+    assert plain.to_json() == {"kind": "pattern", "rate": 0.2, "schedule": "constant"}
+    assert small.to_json()["settings"] == {"size": 0.1}
+    assert Plan({"a": small}).to_json()["sites"]["a"] == small.to_json()
+
+
+def test_settings_read_well_and_cannot_be_changed():
+    entry = Entry("pattern", 0.2, "early", 0.5, {"rotate": 15, "size": 0.1})
+    assert str(entry) == "pattern 0.2 early 0.5 (size 0.1, rotate 15)"
+    with pytest.raises(TypeError):
+        entry.settings["size"] = 0.2
+
+
+def test_a_plan_stored_before_there_were_settings_is_read():
+    old = {"version": 1, "sites": {"a": {"kind": "pattern", "rate": 0.2, "schedule": "constant"}}}
+    assert Plan.from_json(old) == Plan({"a": ("pattern", 0.2)})
+
+
+def test_settings_that_are_not_allowed_name_the_site():
+    with pytest.raises(PlanError, match="^site 'fc': size 2 of kind 'pattern' is not allowed; 0.0"):
+        Plan({"fc": {"kind": "pattern", "rate": 0.2, "settings": {"size": 2}}})
+    with pytest.raises(PlanError, match="^site 'fc': unknown setting 'size' of kind 'standard'; "):
+        Plan({"fc": ("standard", 0.2, "constant", None, {"size": 0.2})})
+
+
 # Errors
 
 
@@ -113,7 +156,7 @@ def test_unknown_kinds_and_schedules_name_what_is_known():
 
 
 @pytest.mark.parametrize(
-    "entry", [0.5, "standard", ("standard",), ("standard", 0.1, "ramp", 1, 2), {}]
+    "entry", [0.5, "standard", ("standard",), ("standard", 0.1, "ramp", 1, {}, 2), {}]
 )
 def test_an_entry_of_the_wrong_form_is_refused_with_its_site(entry):
     with pytest.raises(PlanError, match=r"^site 'fc': .* is no entry; give a kind and a rate"):

@@ -35,7 +35,7 @@ class Recorder:
 
     def suggest_float(self, name, low, high, *, step=None):
         self.asked[name] = (low, high, step)
-        return low + self.part * (high - low)
+        return low + round(self.part * (high - low) / step) * step
 
     def suggest_categorical(self, name, choices):
         self.asked[name] = tuple(choices)
@@ -283,7 +283,8 @@ def test_every_kind_may_be_asked_for_and_is_tried_where_layout_and_role_fit():
     maps = {"channel", "feature_alpha", "max_drop", "max_drop_channel", "drop_block", "pattern"}
     assert set(kinds["c1"]) == set(kinds["@input"]) == anywhere | maps
     sequence = Site("rows", "rows", "output", "hidden", "NLF", 0, (5, 9))
-    assert set(Space([sequence], kinds=list(KINDS)).kinds["rows"]) == anywhere | {"locked"}
+    rows = set(Space([sequence], kinds=list(KINDS)).kinds["rows"])
+    assert rows == anywhere | {"locked", "pattern_tokens"}
 
 
 def test_drop_path_is_tried_on_residual_branches_only():
@@ -298,6 +299,59 @@ def test_the_gate_is_settled_for_no_dropout_is_tried_once_anyway():
     assert space.settled == {"dropout": "on"}
     assert space.encode(Plan.none())["dropout"] == "off"
     assert space.suggest(Recorder("off", 0.5)) == Plan.none()
+
+
+# Settings
+
+PATTERNS = ["pattern", "standard"]  # fits @input and the convolutions
+
+
+def setting_names(space: Space) -> list[str]:
+    return [name for name in asks(space) if name.startswith("pattern.")]
+
+
+def test_settings_of_asked_kinds_are_parameters_one_for_each_role():
+    space = Space(SITES, "site", PATTERNS)
+    names = [f"pattern.{n}.{role}" for role in ("input", "conv") for n in KINDS["pattern"].settings]
+    assert setting_names(space) == names
+    assert asks(space)["pattern.rotate.conv"] == (0, 75, 15)
+    assert setting_names(Space(SITES[4:], "site", PATTERNS)) == []
+    assert setting_names(Space(SITES, "site", ["standard"])) == []
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_settings_are_asked_for_whatever_kind_is_chosen_and_are_those_of_the_pattern(kind):
+    space, trial = Space(SITES, "uniform", PATTERNS), Recorder("on", 1, kind)
+    plan = space.suggest(trial)
+    assert set(trial.asked) == set(space.encode(plan)) == set(space.encode(Plan.none()))
+    highest = {name: known.high for name, known in KINDS["pattern"].settings.items()}
+    highest.pop("share_c")  # its default
+    for site in ("@input", "c1", "c3"):
+        assert plan[site].settings == (highest if kind == 0 else {})
+    assert plan["fc1"].settings == {}
+
+
+@given(data=st.data(), encoding=st.sampled_from(list(ENCODINGS)))
+def test_settings_come_back_with_the_plan(data, encoding):
+    space = Space(SITES, encoding, PATTERNS)
+    params = space.encode(Plan.everywhere(SITES, 0.2, "standard"))
+    for role in ("input", "conv"):
+        params[f"kind.{role}"] = data.draw(st.sampled_from(PATTERNS))
+        for name, known in KINDS["pattern"].settings.items():
+            steps = round((known.high - known.low) / known.step)
+            step = data.draw(st.integers(0, steps))
+            params[f"pattern.{name}.{role}"] = round(known.low + step * known.step, 4)
+    plan = space.suggest(optuna.trial.FixedTrial(params))
+    assert back(space, plan) == plan
+    if params["kind.conv"] == "pattern":
+        chosen = KINDS["pattern"].values(plan["c1"].settings)
+        assert all(params[f"pattern.{name}.conv"] == value for name, value in chosen.items())
+
+
+def test_settings_between_two_steps_become_the_nearest():
+    space = Space(SITES[1:2], "uniform", ["pattern"])
+    plan = Plan({"c1": ("pattern", 0.2, "constant", None, {"rotate": 37, "size": 0.12})})
+    assert back(space, plan)["c1"].settings == {"rotate": 30, "size": 0.1}
 
 
 # Schedules

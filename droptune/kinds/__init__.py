@@ -9,12 +9,14 @@ from droptune.kinds.locked import Locked
 from droptune.kinds.max_drop import MaxDrop, MaxDropChannel
 from droptune.kinds.noise import Stream, derive
 from droptune.kinds.pattern import Pattern
+from droptune.kinds.pattern_tokens import PatternTokens
+from droptune.kinds.setting import Setting
 from droptune.kinds.standard import Channel, Standard
 from droptune.kinds.stochastic import Stochastic
 
 _ALL: tuple[type[Kind], ...] = (
     Standard, Channel, Gaussian, Alpha, FeatureAlpha, Stochastic, MaxDrop, MaxDropChannel,
-    DropBlock, Locked, Pattern, DropPath,
+    DropBlock, Locked, Pattern, PatternTokens, DropPath,
 )  # fmt: skip
 
 #: Every kind that a plan may name.
@@ -33,6 +35,8 @@ __all__ = [
     "MaxDrop",
     "MaxDropChannel",
     "Pattern",
+    "PatternTokens",
+    "Setting",
     "Standard",
     "Stochastic",
     "Stream",

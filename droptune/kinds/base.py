@@ -1,7 +1,8 @@
 """What every kind of dropout is: a small module with a rate, and noise of its own."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -9,20 +10,25 @@ from torch import Tensor, nn
 
 from droptune.errors import PlanError
 from droptune.kinds.noise import Stream
+from droptune.kinds.setting import Setting, checked
 
 
 class Kind(nn.Module, ABC):
     """Base of the kinds. Identity in eval mode, and at rate 0 also in training.
 
-    The rate is a buffer, so it is data: members of a fused trainer share one module and
-    differ in the value of this buffer alone. It is not persistent, so that no
-    `state_dict` changes. A kind defines `drop`, which preserves the mean of `x` over masks,
-    of each element or of a whole sample; alpha keeps mean and variance instead, and max_drop,
-    which takes away maxima and scales nothing, lowers the mean a little.
+    The rate is a buffer, so it is data, and so is each setting: members of a fused trainer
+    share one module and differ in the values of these buffers alone. They are not persistent,
+    so that no `state_dict` changes. A kind defines `drop`, which preserves the mean of `x`
+    over masks, of each element or of a whole sample; alpha keeps mean and variance instead,
+    and max_drop, which takes away maxima and scales nothing, lowers the mean a little.
 
     Args:
         site: the site's name; the kind's noise is a function of it.
         rate: probability of dropping, in [0, 1).
+        settings: of those in the class's `settings`, the ones that differ from their defaults.
+
+    Raises:
+        PlanError: the kind has no such setting, or the value is not allowed.
     """
 
     name: ClassVar[str]
@@ -30,12 +36,16 @@ class Kind(nn.Module, ABC):
     layouts: ClassVar[frozenset[str]] = frozenset()
     #: Roles of the sites where a space may try this kind; empty means all.
     roles: ClassVar[frozenset[str]] = frozenset()
+    #: What else may be set, by name; each is a buffer of that name.
+    settings: ClassVar[Mapping[str, Setting]] = MappingProxyType({})
 
     rate: Tensor
 
-    def __init__(self, site: str, rate: float = 0.0) -> None:
+    def __init__(self, site: str, rate: float = 0.0, **settings: float) -> None:
         super().__init__()
-        self.register_buffer("rate", torch.tensor(float(rate)), persistent=False)
+        given = checked(self.name, self.settings, settings)
+        for name, value in {"rate": rate, **self.values(given)}.items():
+            self.register_buffer(name, torch.tensor(float(value)), persistent=False)
         self.site = site
         self.stream = Stream(f"{site}/{self.name}")
 
@@ -43,6 +53,11 @@ class Kind(nn.Module, ABC):
     def fits(cls, layout: str, role: str) -> bool:
         """Tell whether this kind is right for tensors of this layout at a site of this role."""
         return (not cls.layouts or layout in cls.layouts) and (not cls.roles or role in cls.roles)
+
+    @classmethod
+    def values(cls, given: Mapping[str, float]) -> dict[str, float]:
+        """Return the value of every setting: the given one, or the default."""
+        return {name: given.get(name, known.default) for name, known in cls.settings.items()}
 
     def check_axes(self, x: Tensor) -> None:
         """Refuse a tensor of another number of axes than the kind's layouts have.
@@ -57,10 +72,11 @@ class Kind(nn.Module, ABC):
             )
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "Kind":
-        rate = self.rate
+        before = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
-        if self.rate.dtype != rate.dtype:  # model.bfloat16() is for weights: 0.1 must stay 0.1
-            self.rate = rate.to(self.rate.device)
+        for name, after in self.named_buffers(recurse=False):
+            if after.dtype != before[name].dtype:  # bfloat16() is for weights: 0.1 must stay 0.1
+                setattr(self, name, before[name].to(after.device))
         return self
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +87,12 @@ class Kind(nn.Module, ABC):
         """Return `x` (batch first, any further shape) with noise; called in training only."""
 
     def extra_repr(self) -> str:
-        return f"rate={self.rate.item():g}" if self.rate.dim() == 0 else "rate=stacked"
+        buffers = dict(self.named_buffers(recurse=False))
+        if any(tensor.dim() for tensor in buffers.values()):
+            return "rate=stacked"
+        usual = {name: f"{known.default:g}" for name, known in self.settings.items()}
+        shown = {name: f"{tensor.item():g}" for name, tensor in buffers.items()}
+        return ", ".join(f"{n}={value}" for n, value in shown.items() if value != usual.get(n))
 
 
 #: Layouts that have channels on axis 1 and something to share a mask over behind it.

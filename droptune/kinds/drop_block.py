@@ -1,13 +1,14 @@
 """DropBlock: contiguous blocks of feature maps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import ClassVar
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from droptune.kinds.base import Kind
+from droptune.kinds.setting import Setting
 from droptune.kinds.standard import kept
 
 
@@ -20,7 +21,7 @@ class DropBlock(Kind):
     by positions / kept, sample by sample. Blocks overlap, so a little less than `rate` is
     dropped, and corners less often than the middle: it is a sample's mean that is kept.
 
-    A block is `SIZE` positions a side, or the side where that is shorter. A map of at most
+    A block is `size` positions a side, or the side where that is shorter. A map of at most
     two blocks a side can be dropped whole, with probability `gamma ^ corners` (only one block
     covers a corner, and those of the corners cover all): then nothing is left to be scaled,
     and the others are divided by 1 minus that to keep the mean. On a map no larger than a
@@ -30,49 +31,61 @@ class DropBlock(Kind):
     https://arxiv.org/abs/1810.12890; timm (`drop_block_2d`) and the authors' own code scale
     by batch.
 
+    Settings:
+        size: positions on a side of a block; 7 in the paper, and 1 is no block but a position.
+
     Layouts NCHW and NCL, whose blocks are intervals; in late stages of deep networks.
     Sensible rates: 0.05 to 0.25.
     """
 
     name: ClassVar[str] = "drop_block"
     layouts: ClassVar[frozenset[str]] = frozenset({"NCL", "NCHW"})
-    #: Positions on a side of a block.
-    SIZE: ClassVar[int] = 7
+    settings: ClassVar[Mapping[str, Setting]] = {"size": Setting(7, 1, 15, 2, whole=True)}
+
+    size: Tensor
 
     def drop(self, x: Tensor) -> Tensor:
         self.check_axes(x)
         sides = x.shape[2:]
-        block = [min(self.SIZE, side) for side in sides]
+        block = [self.size.clamp(max=side) for side in sides]
         places = [side - b + 1 for side, b in zip(sides, block, strict=True)]
         gamma = self.rate * (prod(sides) / (prod(block) * prod(places)))
-        uniform = self.stream.uniform((x.shape[0], 1, *places), x.device)
-        mask = kept(widened(uniform, block), gamma)
+        uniform = self.stream.uniform((x.shape[0], 1, *sides), x.device)
+        mask = free(1 - kept(uniform, gamma), block)
         count = mask.flatten(1).sum(1).clamp(min=1).view(-1, 1, *(1,) * len(sides))
         scale = prod(sides) / count / (1 - lost(gamma, sides, block))
         return x * (mask * scale).to(x.dtype)
 
 
-def widened(uniform: Tensor, block: Sequence[int]) -> Tensor:
-    """Return for each position the highest number of all blocks that cover it.
+def free(starts: Tensor, block: Sequence[Tensor]) -> Tensor:
+    """Return 0 where a block lies and 1 elsewhere.
 
-    Thresholding it gives the union of the blocks, at any rate: the rate need not be known,
-    so members of a fused trainer share this work.
+    Blocks are counted by differences of running sums, in whole numbers. Their size is a number
+    like any other there; to a pooling it would have to be known when a step is traced.
 
     Args:
-        uniform: a number for each place of a block, (N, 1, *places).
+        starts: 1 where a block starts and 0 elsewhere, (N, 1, *sides). Blocks that would not
+            fit into the map do not count.
         block: positions on each side of a block.
 
     Returns:
-        A tensor (N, 1, *sides), side = places + block - 1.
+        A tensor of the shape of `starts`.
     """
-    if len(block) == 1:
-        return widened(uniform.unsqueeze(-1), (*block, 1)).squeeze(-1)
-    margins = [b - 1 for b in reversed(block) for _ in range(2)]
-    return F.max_pool2d(F.pad(uniform, margins), tuple(block), stride=1)
+    covers = starts.int()
+    for axis, size in enumerate(block, start=2):
+        side = starts.shape[axis]
+        index = torch.arange(side, device=starts.device)
+        fits = (index <= side - size).view(-1, *(1,) * (starts.dim() - axis - 1))
+        total = (covers * fits).cumsum(axis, dtype=torch.int32)
+        behind = total.index_select(axis, (index - size).clamp(min=0).long())
+        covers = total - behind * (index >= size).view(fits.shape)
+    return (covers == 0).to(starts.dtype)
 
 
-def lost(gamma: Tensor, sides: Sequence[int], block: Sequence[int]) -> Tensor | float:
+def lost(gamma: Tensor, sides: Sequence[int], block: Sequence[Tensor]) -> Tensor:
     """Return the probability that all of a map is dropped; 0 where corners cannot do it."""
-    if any(side > 2 * b for side, b in zip(sides, block, strict=True)):
-        return 0.0
-    return gamma ** (2 ** sum(side > b for side, b in zip(sides, block, strict=True)))
+    corners = prod(1 + (side > b).to(gamma.dtype) for side, b in zip(sides, block, strict=True))
+    enough = prod((side <= 2 * b).to(gamma.dtype) for side, b in zip(sides, block, strict=True))
+    square = gamma * gamma  # a power by a tensor may differ in its last bit under vmap
+    power = torch.where(corners > 2, square * square, torch.where(corners > 1, square, gamma))
+    return power * enough

@@ -1,13 +1,13 @@
-"""AutoDropout's structured patterns: a grid of tiles, turned, sheared and moved at random."""
+"""AutoDropout's structured patterns: tiles of feature maps, groups of tokens."""
 
-from math import cos, radians, sin
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from droptune.errors import PlanError
 from droptune.kinds.base import Kind
+from droptune.kinds.setting import Setting
 from droptune.kinds.standard import kept
 
 
@@ -22,92 +22,111 @@ class Pattern(Kind):
     is kept would depend on what was drawn; and so is a sample that gets no pattern.
 
     Pham, Le, "AutoDropout: Learning Dropout Patterns to Regularize Deep Networks",
-    https://arxiv.org/abs/2101.01761, without its controller. There a pattern is always on;
-    here `rate` says how often. The authors' code is no longer public, so the parameters are
-    theirs, while the way of drawing, the units and the defaults are this module's own. Their
-    eighth parameter, `residual`, is left to the choice of sites.
+    https://arxiv.org/abs/2101.01761; their controller is the sampler `autodropout`. There a
+    pattern is always on; here `rate` says how often. The authors' code is no longer public, so
+    the settings are theirs, while the way of drawing, the units, ranges and defaults are this
+    module's own. Their eighth, `residual`, is left to the choice of sites.
 
-    Layout NCHW, behind a norm. Sensible rates: up to 0.5; by default the grid takes about a
-    quarter of the map.
-
-    Args:
-        site: the site's name.
-        rate: probability that a sample gets a pattern, in [0, 1).
-        size: side of a tile, as a part of the map's side; at least a pixel, 0 is no tile.
+    Settings:
+        size: side of a tile, as a part of the map's side; at least a pixel.
         stride: gap between tiles, as a part of the map's side; at least a pixel unless 0.
         repeat: tiles in a row and in a column.
         rotate: degrees.
         shear_x: pixels to the side for each pixel down.
         shear_y: pixels down for each pixel to the side.
-        share_c: whether all channels of a sample share one window.
+        share_c: 1 where all channels of a sample share one window, 0 where each has its own.
 
-    Raises:
-        PlanError: size, stride or repeat is negative.
+    Layout NCHW, behind a norm. Sensible rates: up to 0.5; by default the grid takes about a
+    quarter of the map.
     """
 
     name: ClassVar[str] = "pattern"
     layouts: ClassVar[frozenset[str]] = frozenset({"NCHW"})
+    settings: ClassVar[Mapping[str, Setting]] = {
+        "size": Setting(0.25, 0.05, 0.5, 0.05),
+        "stride": Setting(0.25, 0.0, 0.5, 0.05),
+        "repeat": Setting(4, 1, 8, 1, whole=True),
+        "rotate": Setting(0, 0, 75, 15),
+        "shear_x": Setting(0, 0, 0.25, 0.05),
+        "shear_y": Setting(0, 0, 0.25, 0.05),
+        "share_c": Setting(1, 0, 1, 1, whole=True),
+    }
 
-    def __init__(
-        self,
-        site: str,
-        rate: float = 0.0,
-        *,
-        size: float = 0.25,
-        stride: float = 0.25,
-        repeat: int = 4,
-        rotate: float = 0.0,
-        shear_x: float = 0.0,
-        shear_y: float = 0.0,
-        share_c: bool = True,
-    ) -> None:
-        super().__init__(site, rate)
-        if min(size, stride, repeat) < 0:
-            raise PlanError(
-                f"size {size}, stride {stride}, repeat {repeat}: a pattern needs numbers from 0 on"
-            )
-        self.size, self.stride, self.repeat = size, stride, repeat
-        self.rotate, self.shear_x, self.shear_y = rotate, shear_x, shear_y
-        self.share_c = share_c
+    size: Tensor
+    stride: Tensor
+    repeat: Tensor
+    rotate: Tensor
+    shear_x: Tensor
+    shear_y: Tensor
+    share_c: Tensor
 
     def drop(self, x: Tensor) -> Tensor:
         self.check_axes(x)
         samples, channels, height, width = x.shape
         spared = kept(self.stream.uniform((samples, 1, 1, 1), x.device), self.rate)
-        windows = (2, samples, 1 if self.share_c else channels, 1, 1)
-        mask = 1 - self.tiles(self.stream.uniform(windows, x.device), height, width)
-        count = mask.sum((2, 3), keepdim=True)
-        mask = torch.where(count > 0, mask * (height * width / count.clamp(min=1)), 1.0)
-        return x * (spared + (1 - spared) * mask).to(x.dtype)
+        down, side = self.stream.uniform((2, samples, channels), x.device)
+        down = self.shared((down * (height + 1)).floor().long())  # a uniform number is below 1
+        side = self.shared((side * (width + 1)).floor().long())
+        free = 1 - self.canvas(height, width, x.device)
+        count = sums(free, height, width)[down, side][..., None, None]
+        mask = free.unfold(0, height, 1).unfold(1, width, 1)[down, side]
+        scale = (1 - spared) * (height * width / count.clamp(min=1))
+        # Where nothing would be kept the mask is 0, and the sample stays as it is.
+        whole = torch.where(count > 0, spared, 1.0)
+        return x * torch.addcmul(whole, mask, scale).to(x.dtype)
 
-    def tiles(self, uniform: Tensor, height: int, width: int) -> Tensor:
-        """Return 1 where a tile lies in a window and 0 elsewhere.
+    def shared(self, place: Tensor) -> Tensor:
+        """Give all channels the place of the first, if they share a window: (N, C)."""
+        return torch.where(self.share_c > 0, place[:, :1], place)
 
-        The canvas is never made: each pixel of a window is carried back onto the straight grid.
+    def canvas(self, height: int, width: int, device: torch.device) -> Tensor:
+        """Return 1 where a tile lies on the canvas and 0 elsewhere.
+
+        Each pixel of the canvas is carried back onto the straight grid.
 
         Args:
-            uniform: where windows lie, down and to the side, (2, *windows, 1, 1) in [0, 1).
-            height: of the windows, in pixels.
-            width: of the windows, in pixels.
+            height: of the map, in pixels.
+            width: of the map, in pixels.
+            device: where the canvas is made.
 
         Returns:
-            A tensor (*windows, height, width).
+            A tensor (2 * height, 2 * width).
         """
-        down = torch.arange(height, device=uniform.device).view(-1, 1) + 0.5 - height
-        side = torch.arange(width, device=uniform.device) + 0.5 - width
-        down = down + (uniform[0] * (height + 1)).floor()  # from the centre of the canvas
-        side = side + (uniform[1] * (width + 1)).floor()
-        turn = radians(self.rotate)
-        down, side = cos(turn) * down - sin(turn) * side, sin(turn) * down + cos(turn) * side
+        down = torch.arange(2 * height, device=device).view(-1, 1) + 0.5 - height
+        side = torch.arange(2 * width, device=device) + 0.5 - width
+        turn = self.rotate.double().deg2rad()  # one bit of float64 more or less is none here
+        cos, sin = turn.cos().float(), turn.sin().float()
+        down, side = cos * down - sin * side, sin * down + cos * side
         down = down - self.shear_y * side
         side = side - self.shear_x * down
         return self.on_grid(down, height) * self.on_grid(side, width)
 
     def on_grid(self, along: Tensor, length: int) -> Tensor:
         """Tell by 1 or 0 whether coordinates from the grid's centre meet a tile, on one axis."""
-        tile = max(1, round(self.size * length)) if self.size else 0
-        gap = max(1, round(self.stride * length)) if self.stride else 0
+        tile, gap = pixels(self.size, length), pixels(self.stride, length)
         extent = self.repeat * (tile + gap) - gap
         along = along + extent / 2
         inside = (along >= 0) & (along < extent) & (along.remainder(tile + gap) < tile)
         return inside.to(along.dtype)
+
+
+def pixels(part: Tensor, length: int) -> Tensor:
+    """Return a part of a side in whole pixels: at least 1, unless the part is 0."""
+    return torch.where(part > 0, (part * length).round().clamp(min=1), 0.0)
+
+
+def sums(canvas: Tensor, height: int, width: int) -> Tensor:
+    """Return the sum in every window of a canvas (2 * height, 2 * width).
+
+    Args:
+        canvas: whole numbers.
+        height: of a window.
+        width: of a window.
+
+    Returns:
+        A tensor (height + 1, width + 1), by the place of the window.
+    """
+    total = canvas.int().cumsum(0, dtype=torch.int32).cumsum(1, dtype=torch.int32)
+    total = torch.nn.functional.pad(total, (1, 0, 1, 0))
+    rows = total[height:] - total[: height + 1]
+    return (rows[:, width:] - rows[:, : width + 1]).to(canvas.dtype)

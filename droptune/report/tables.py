@@ -22,6 +22,7 @@ from droptune.report.text import (
     plan_line,
     schedule,
     seconds,
+    settings,
     short,
     visible,
 )
@@ -147,14 +148,17 @@ def plan(value: Row | None) -> RenderableType:
         return _text("no plan yet: no trial has finished")
     if not value["sites"]:
         return _text("plan: no dropout")
-    table = _table("site", "kind", ">rate", "", "schedule")
-    for name, entry in value["sites"].items():
+    entries = value["sites"]
+    more = ["settings"] if any(entry.get("settings") for entry in entries.values()) else []
+    table = _table("site", "kind", ">rate", "", "schedule", *more)
+    for name, entry in entries.items():
         table.add_row(
             _text(name),
             _text(entry["kind"]),
             _text(short(entry["rate"])),
             Bar(entry["rate"]),
             _text(schedule(entry)),
+            *(_text(settings(entry)) for _ in more),
         )
     return table
 

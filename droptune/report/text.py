@@ -68,14 +68,16 @@ def plan_line(plan: Mapping[str, Any] | None) -> str:
         return "no dropout"
     if len(sites) <= 3:
         return ", ".join(
-            f"{visible(name)}: {visible(entry['kind'])} {short(entry['rate'])}{_moves(entry)}"
+            f"{visible(name)}: {visible(entry['kind'])} {short(entry['rate'])}"
+            f"{_moves(entry)}{_in_brackets(settings(entry))}"
             for name, entry in sites.items()
         )
     kinds = "/".join(dict.fromkeys(visible(entry["kind"]) for entry in sites.values()))
     low, high = (f(entry["rate"] for entry in sites.values()) for f in (min, max))
     rates = short(low) if low == high else f"{short(low)} to {short(high)}"
     moves = dict.fromkeys(_moves(entry) for entry in sites.values())
-    return f"{kinds} {rates}{'/'.join(moves)} at {len(sites)} sites"
+    tuned = dict.fromkeys(_in_brackets(settings(entry)) for entry in sites.values())
+    return f"{kinds} {rates}{'/'.join(moves)}{''.join(tuned)} at {len(sites)} sites"
 
 
 def schedule(entry: Mapping[str, Any]) -> str:
@@ -83,6 +85,16 @@ def schedule(entry: Mapping[str, Any]) -> str:
     fraction = entry.get("fraction")
     part = "" if fraction is None else f" {short(round(fraction, 2))}"
     return f"{visible(entry.get('schedule', 'constant'))}{part}"
+
+
+def settings(entry: Mapping[str, Any]) -> str:
+    """Return the settings of an entry's kind that differ from its defaults: "size 0.1"."""
+    given = entry.get("settings") or {}
+    return ", ".join(f"{visible(name)} {short(value)}" for name, value in given.items())
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({text})" if text else ""
 
 
 def _moves(entry: Mapping[str, Any]) -> str:

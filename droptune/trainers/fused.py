@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from droptune.data import Split, batches
 from droptune.errors import ModelError, TrainingError
-from droptune.install import SiteDropout, installed, seed_noise
+from droptune.install import SiteDropout, buffer_values, installed, seed_noise
 from droptune.kinds import derive
 from droptune.plan import Plan
 from droptune.trainers.base import (
@@ -73,8 +73,8 @@ class FusedTrainer:
         self._initial = {n: p.detach().clone() for n, p in model.named_parameters()}
         self._trained = [n for n, p in model.named_parameters() if p.requires_grad]
         self._initial_buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
-        self._rates = {
-            (module.site, kind): f"{path}.{kind}.rate"
+        self._kinds = {
+            (module.site, kind): f"{path}.{kind}"
             for path, module in model.named_modules()
             if isinstance(module, SiteDropout)
             for kind in module.kinds
@@ -110,13 +110,12 @@ class FusedTrainer:
         self._set_rates(slot)
 
     def _set_rates(self, slot: int) -> None:
-        """Set a member's rates to those of the epoch it is in."""
+        """Set a member's rates, and settings, to those of the epoch it is in."""
         plan, row = self._plans[slot], self._rows.index(slot)
         progress = self.task.progress(self._paces[slot].age)
-        for (site, kind), name in self._rates.items():
-            entry = plan.get(site)
-            on = entry is not None and entry.kind == kind
-            self._buffers[name][row] = entry.at(progress) if on else 0.0
+        for (site, kind), path in self._kinds.items():
+            for name, value in buffer_values(kind, plan.get(site), progress).items():
+                self._buffers[f"{path}.{name}"][row] = value
 
     def stop(self, slot: int) -> None:
         check_taken(slot, self._plans)

@@ -17,6 +17,7 @@ LAYOUTS = {
 MANY = {
     "locked": (64, 2, 800), "drop_path": (50_000, 1), "max_drop": (64, 800, 2, 2),
     "max_drop_channel": (64, 3, 20, 40), "drop_block": (500, 2, 16, 16), "pattern": (9000, 1, 4, 4),
+    "pattern_tokens": (300, 40, 20),
 }  # fmt: skip
 
 
@@ -37,8 +38,9 @@ def batch(*shape: int, seed: int = 0) -> Tensor:
 
 
 def suited(name: str, seed: int = 0) -> Tensor:
-    """Return a batch that the kind can act on: a sequence for locked, maps for the others."""
-    return batch(32, 9, 3, seed=seed) if name == "locked" else batch(32, 3, 9, 9, seed=seed)
+    """Return a batch that the kind can act on: a sequence for some, maps for the others."""
+    sequence = KINDS[name].layouts == {"NLF"}
+    return batch(32, 9, 3, seed=seed) if sequence else batch(32, 3, 9, 9, seed=seed)
 
 
 def many(name: str) -> Tensor:

@@ -15,14 +15,14 @@ from tests.kinds.making import batch, make, started
 sides = st.lists(st.integers(1, 17), min_size=1, max_size=2)
 
 
-def frame(space) -> tuple[list[int], list[int]]:
+def frame(space, size: int = 7) -> tuple[list[int], list[int]]:
     """Return the sides of a block, and how many places each side has for it."""
-    block = [min(7, side) for side in space]
+    block = [min(size, side) for side in space]
     return block, [side - b + 1 for side, b in zip(space, block, strict=True)]
 
 
-def gamma_of(rate: float, space) -> float:
-    block, places = frame(space)
+def gamma_of(rate: float, space, size: int = 7) -> float:
+    block, places = frame(space, size)
     return rate * prod(space) / prod(block) / prod(places)
 
 
@@ -35,13 +35,27 @@ def covering(space) -> torch.Tensor:
     return count
 
 
-@given(space=sides, rate=st.floats(0, 0.99), seed=st.integers(0, 1000))
-def test_what_is_dropped_is_the_union_of_the_blocks_that_were_drawn(space, rate, seed):
-    block, places = frame(space)
+def blocks(rate: float, seed: int = 0, size: int = 7) -> DropBlock:
+    return started(DropBlock("fc", rate, size=size), seed)
+
+
+def chance(gamma: float, space, block) -> float:
+    """Return `lost` of plain numbers."""
+    return lost(torch.tensor(gamma), space, [torch.tensor(float(b)) for b in block]).item()
+
+
+@given(
+    space=sides,
+    rate=st.floats(0, 0.99),
+    seed=st.integers(0, 1000),
+    size=st.sampled_from([1, 3, 7, 15]),
+)
+def test_what_is_dropped_is_the_union_of_the_blocks_that_were_drawn(space, rate, seed, size):
+    block, places = frame(space, size)
     gamma = torch.tensor(rate) * (prod(space) / (prod(block) * prod(places)))
-    starts = make("drop_block", seed=seed).stream.uniform((3, 1, *places), "cpu") >= 1 - gamma
+    starts = make("drop_block", seed=seed).stream.uniform((3, 1, *space), "cpu") >= 1 - gamma
     x = batch(3, 2, *space).abs() + 1
-    y = make("drop_block", rate, seed)(x)
+    y = blocks(rate, seed, size)(x)
     for sample in range(3):
         gone = torch.zeros(*space, dtype=torch.bool)
         for place in product(*map(range, places)):
@@ -55,7 +69,7 @@ def test_what_is_dropped_is_the_union_of_the_blocks_that_were_drawn(space, rate,
 def test_what_is_kept_is_scaled_by_positions_over_kept_in_each_sample(space, rate, seed):
     y = make("drop_block", rate, seed)(torch.ones(5, 2, *space))
     block, _ = frame(space)
-    rest = 1 - float(lost(torch.tensor(gamma_of(rate, space)), space, block))
+    rest = 1 - chance(gamma_of(rate, space), space, block)
     means = y.flatten(1).mean(1) * rest
     assert ((means - 1).abs() < 1e-3).logical_or(means == 0).all()
 
@@ -75,17 +89,22 @@ def test_the_dropped_part_and_the_mean_are_as_the_formula_says(space, rate):
 def test_a_short_map_is_lost_as_often_as_counting_all_draws_says(side, rate):
     block, (places,) = frame((side,))
     gamma = gamma_of(rate, (side,))
-    chance = 0.0
+    whole = 0.0
     for draw in product((0, 1), repeat=places):
         gone = {p + i for p, hit in enumerate(draw) if hit for i in range(block[0])}
         if len(gone) == side:
-            chance += gamma ** sum(draw) * (1 - gamma) ** (places - sum(draw))
-    assert float(lost(torch.tensor(gamma), (side,), block)) == pytest.approx(chance, rel=1e-5)
+            whole += gamma ** sum(draw) * (1 - gamma) ** (places - sum(draw))
+    assert chance(gamma, (side,), block) == pytest.approx(whole, rel=1e-5)
 
 
 @pytest.mark.parametrize("space", [(15,), (14, 15), (28, 28)])
 def test_a_map_of_more_than_two_blocks_a_side_counts_as_never_lost(space):
-    assert lost(torch.tensor(0.5), space, frame(space)[0]) == 0
+    assert chance(0.5, space, frame(space)[0]) == 0
+
+
+@pytest.mark.parametrize(("space", "corners"), [((5, 7), 1), ((9, 4), 2), ((8, 14), 4)])
+def test_a_map_is_lost_when_a_block_starts_at_each_corner(space, corners):
+    assert chance(0.3, space, frame(space)[0]) == pytest.approx(0.3**corners)
 
 
 def test_on_a_map_no_larger_than_a_block_it_is_drop_path():
@@ -107,8 +126,5 @@ def test_gamma_is_the_papers():
     # 0.1 * 14^2 / 7^2 / (14 - 7 + 1)^2: 0.1 dropped of a 14 x 14 map of ResNet-50.
     assert gamma_of(0.1, (14, 14)) == pytest.approx(0.00625)
 
-    class OneByOne(DropBlock):
-        SIZE = 1
-
-    y = started(OneByOne("fc", 0.3))(torch.ones(50, 1, 30, 30))
+    y = blocks(0.3, size=1)(torch.ones(50, 1, 30, 30))
     assert (y == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)

@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from droptune.errors import PlanError
 from droptune.kinds import KINDS, Kind
 from droptune.kinds.standard import mask
-from tests.kinds.making import ALPHA, LAYOUTS, batch, dropped, make, many, suited
+from tests.kinds.making import ALPHA, LAYOUTS, batch, dropped, make, many, started, suited
 
 RATES = [0.1, 0.5, 0.9]
 #: Kinds of whole channels that also take tensors without space, where a channel is an element.
@@ -20,14 +20,15 @@ CHANNELWISE = {"channel", "feature_alpha"}
 FITTING = {
     **dict.fromkeys([*CHANNELWISE, "max_drop", "max_drop_channel"], {"NCL", "NCHW", "NCDHW"}),
     "drop_block": {"NCL", "NCHW"}, "pattern": {"NCHW"}, "locked": {"NLF"},
+    "pattern_tokens": {"NLF"},
 }  # fmt: skip
 #: Kinds that keep the mean of a sample, not that of each element.
 BY_SAMPLE = {"max_drop_channel", "drop_block", "pattern"}
 #: Kinds that drop elements for good: what a rate drops, a higher one drops too.
 DROPPING = sorted(set(KINDS) - {"gaussian"})
 #: Of these, the ones whose rate is the part that is dropped. Not so: stochastic (at each call
-#: another), max_drop (maxima only), drop_block (blocks overlap), pattern (a grid of a sample).
-BERNOULLI = sorted(set(DROPPING) - BY_SAMPLE - {"stochastic", "max_drop"})
+#: another), max_drop (maxima only), drop_block (blocks overlap), patterns (tiles and groups).
+BERNOULLI = sorted(set(DROPPING) - BY_SAMPLE - {"stochastic", "max_drop", "pattern_tokens"})
 #: How far 1 / keep may be off at rate 0.9, where a step of the grid is 1.5e-4 of it.
 ON_GRID = {"rtol": 1.6e-4, "atol": 1e-4}
 
@@ -76,7 +77,7 @@ class KindContract:
 
     def test_rate_is_a_float32_buffer_that_no_state_dict_holds(self, name):
         kind = make(name, 0.25)
-        assert [n for n, _ in kind.named_buffers()] == ["rate"]
+        assert [n for n, _ in kind.named_buffers()] == ["rate", *KINDS[name].settings]
         assert kind.rate.dtype == torch.float32 and kind.rate.shape == ()
         assert not kind.state_dict() and not list(kind.parameters())
 
@@ -85,6 +86,25 @@ class KindContract:
             kind = convert(make(name, 0.1))
             assert kind.rate.item() == pytest.approx(0.1, abs=1e-8)
             assert dict(kind.named_buffers())["rate"] is kind.rate
+            for (_, after), (_, before) in zip(
+                kind.named_buffers(), make(name, 0.1).named_buffers(), strict=True
+            ):
+                assert after.dtype == torch.float32 and torch.equal(after, before)
+
+    def test_settings_begin_at_defaults_that_a_space_may_suggest(self, name):
+        kind = make(name)
+        for setting, known in KINDS[name].settings.items():
+            assert kind.get_buffer(setting).item() == pytest.approx(known.default, abs=1e-7)
+            for value in (known.default, known.low, known.high):
+                assert known.allows(value) and known.nearest(value) == value
+            assert not known.allows(known.high + known.step) and not known.allows("0")
+
+    def test_every_setting_counts(self, name):
+        x = suited(name)
+        plain = make(name, 0.8)(x)
+        for setting, known in KINDS[name].settings.items():
+            value = known.high if known.default == known.low else known.low
+            assert not torch.equal(started(KINDS[name]("fc", 0.8, **{setting: value}))(x), plain)
 
     def test_the_buffer_is_what_counts(self, name):
         kind = make(name, 0.9)
@@ -121,6 +141,21 @@ class KindContract:
         stacked = torch.vmap(member, in_dims=dims, randomness="same")(rates, x)
         for i, rate in enumerate(rates):
             alone = make(name, rate.item())(x[i] if each else x)
+            assert torch.equal(stacked[i], alone)
+
+    def test_members_that_differ_in_settings_are_what_they_are_alone(self, name):
+        known, x = KINDS[name].settings, suited(name)
+        grids = {n: [s.low, s.nearest((s.low + s.high) / 2), s.high] for n, s in known.items()}
+        chosen = [{n: grid[(i + j) % 3] for j, (n, grid) in enumerate(grids.items())}
+                  for i in range(3)]  # fmt: skip
+        stacks = {n: torch.tensor([values[n] for values in chosen]) for n in known}
+        stacks["rate"] = torch.tensor([0.2, 0.5, 0.9])
+        kind = make(name)
+        stacked = torch.vmap(
+            lambda buffers: torch.func.functional_call(kind, buffers, (x,)), randomness="same"
+        )(stacks)
+        for i, values in enumerate(chosen):
+            alone = started(KINDS[name]("fc", stacks["rate"][i].item(), **values))(x)
             assert torch.equal(stacked[i], alone)
 
     @pytest.mark.parametrize("again", [copy.deepcopy, lambda k: pickle.loads(pickle.dumps(k))])
@@ -167,6 +202,9 @@ class KindContract:
         kind = make(name)
         kind.rate = torch.zeros(3)
         assert "rate=stacked" in repr(kind)
+        for setting, known in KINDS[name].settings.items():
+            value = known.high if known.default == known.low else known.low
+            assert repr(KINDS[name]("fc", **{setting: value})).endswith(f", {setting}={value:g})")
 
     def test_fits_the_layouts_of_its_method(self, name):
         fitting = {layout for layout in LAYOUTS if KINDS[name].fits(layout, "residual")}

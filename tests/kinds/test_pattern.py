@@ -15,15 +15,16 @@ from tests.kinds.making import batch, started
 
 
 def pattern(rate: float = 0.5, seed: int = 0, **settings) -> Pattern:
-    return started(Pattern("conv", rate, **settings), seed)
+    """Return a pattern; its arithmetic holds beyond the settings that a plan may name."""
+    kind = started(Pattern("conv", rate), seed)
+    for name, value in settings.items():
+        kind.get_buffer(name).fill_(value)
+    return kind
 
 
 def canvas(side: int, **settings) -> Tensor:
-    """Return where tiles lie on the canvas of a square map, from its four corner windows."""
-    low, high = 0.0, (side + 0.5) / (side + 1)
-    corners = torch.tensor([[low, low, high, high], [low, high, low, high]]).view(2, 4, 1, 1)
-    a, b, c, d = pattern(**settings).tiles(corners, side, side)
-    return torch.cat([torch.cat([a, b], 1), torch.cat([c, d], 1)])
+    """Return where tiles lie on the canvas of a square map."""
+    return pattern(**settings).canvas(side, side, torch.device("cpu"))
 
 
 def grid(side: int, tile: int, gap: int, repeat: int) -> Tensor:
@@ -153,7 +154,37 @@ def test_a_pattern_of_nothing_or_of_everything_is_the_identity(settings):
     assert torch.equal(pattern(0.9, **settings)(x), x)
 
 
-@pytest.mark.parametrize("wrong", [{"size": -0.1}, {"stride": -1.0}, {"repeat": -2}])
-def test_negative_settings_are_refused(wrong):
-    with pytest.raises(PlanError, match="a pattern needs numbers from 0 on$"):
-        pattern(**wrong)
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"size": 0.6}, "^size 0.6 of kind 'pattern' is not allowed; 0.05 to 0.5 is$"),
+        ({"repeat": 2.5}, "^repeat 2.5 of kind 'pattern' is not allowed; whole, 1 to 8 is$"),
+        ({"strid": 0.1}, "^unknown setting 'strid' of kind 'pattern'; nearest: stride"),
+    ],
+)
+def test_settings_that_are_none_are_refused(wrong, said):
+    with pytest.raises(PlanError, match=said):
+        Pattern("conv", 0.5, **wrong)
+
+
+@given(
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    seed=st.integers(0, 1000),
+    rotate=st.sampled_from([0.0, 30.0]),
+)
+def test_each_channel_sees_the_canvas_through_the_window_that_was_drawn(
+    height, width, seed, rotate
+):
+    kind = pattern(0.999, seed, share_c=0, rotate=rotate)
+    y = kind(torch.ones(3, 4, height, width))
+    again = pattern(0.999, seed).stream
+    again.uniform((3, 1, 1, 1), y.device)
+    down, side = again.uniform((2, 3, 4), y.device)
+    painted = kind.canvas(height, width, y.device)
+    for n in range(3):
+        for c in range(4):
+            top, left = int(down[n, c] * (height + 1)), int(side[n, c] * (width + 1))
+            window = painted[top : top + height, left : left + width]
+            lost = bool(window.all()) or bool((y[n] == 1).all())
+            assert lost or torch.equal(y[n, c] == 0, window == 1)

@@ -119,6 +119,13 @@ def test_a_plan_is_a_bar_for_each_site():
     assert row_of(text, "2") == "2 channel 0.5 ██████████ constant"
 
 
+def test_settings_have_a_column_where_there_are_any():
+    tuned = {"kind": "pattern", "rate": 0.25, "settings": {"size": 0.1, "rotate": 15.0}}
+    text = shown(tables.plan({"sites": {"a": tuned, **PLAN["sites"]}}))
+    assert row_of(text, "a") == "a pattern 0.25 █████ constant size 0.1, rotate 15"
+    assert "settings" in text and "settings" not in shown(tables.plan(PLAN))
+
+
 def test_a_bar_has_plain_characters_where_there_are_no_others():
     text = shown(tables.plan(PLAN), encoding="ascii")
     assert row_of(text, "0") == "0 | standard | 0.25 | ##### | constant"

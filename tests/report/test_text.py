@@ -74,6 +74,15 @@ def test_a_long_plan_with_one_rate_and_two_kinds():
     assert plan_line({"version": 1, "sites": sites}) == "standard/channel 0.1 at 4 sites"
 
 
+def test_settings_are_shown_in_brackets():
+    tuned = {"kind": "pattern", "rate": 0.1, "settings": {"size": 0.5, "\x1b": 3.0}}
+    plain = {"kind": "pattern", "rate": 0.1}
+    assert plan_line({"sites": {"a": tuned}}) == r"a: pattern 0.1 (size 0.5, \x1b 3)"
+    assert plan_line({"sites": {"a": plain}}) == "a: pattern 0.1"
+    four = {name: tuned if name < "c" else plain for name in "abcd"}
+    assert plan_line({"sites": four}) == r"pattern 0.1 (size 0.5, \x1b 3) at 4 sites"
+
+
 @pytest.mark.parametrize(
     ("difference", "line"),
     [

@@ -25,6 +25,17 @@ def test_every_sampler_searches_to_the_end_and_goes_on_after_a_restart(search, u
     assert not [asked for asked in second if asked.plan in plans], "a startup point came again"
 
 
+def test_autodropout_learns_again_from_the_store_and_goes_on_as_if_nothing_had_been(search, url):
+    straight = run(search("straight", sampler="autodropout", seed=3), 40)
+    broken = [
+        asked for trials in (21, 40) for asked in run(search(sampler="autodropout", seed=3), trials)
+    ]
+    assert [asked.plan for asked in broken] == [asked.plan for asked in straight]
+    assert len({asked.plan for asked in straight}) > 30
+    attributes = [key for trial in stored(url) for key in trial.system_attrs]
+    assert len(attributes) == 40 and all(key.startswith("autodropout:") for key in attributes)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_no_sampler_varies_what_is_settled(search, url, sampler):
     space = TinySpace()

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from droptune.kinds import KINDS
-from droptune.plan import Plan
-from droptune.trainers import FusedTrainer, SerialTrainer
+from droptune.plan import Entry, Plan
+from droptune.trainers import FusedTrainer, SerialTrainer, Task
 
 RATES = (0.0, 0.15, 0.4, 0.7)
 
@@ -40,7 +40,37 @@ def test_fused_equals_serial(make_task, make_data, weights, kind, layout):
         model=partial(build, layout),
         kinds={"1": ["gaussian", kind] if kind != "gaussian" else [kind], "3": [kind]},
     )
-    plans = [Plan({"1": (kind, rate), "3": (kind, rate / 2)}) for rate in RATES]
+    check(task, [Plan({"1": (kind, rate), "3": (kind, rate / 2)}) for rate in RATES], weights)
+
+
+def spread(kind: str, part: float, rate: float) -> Entry:
+    """Return an entry whose settings lie at some part of their bounds; every other is turned."""
+    known = KINDS[kind].settings.items()
+    settings = {
+        name: s.nearest(s.low + abs(i % 2 - part) * (s.high - s.low))
+        for i, (name, s) in enumerate(known)
+    }
+    return Entry(kind, rate, "late", 0.6, settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"), [(kind, layout) for kind, layout in FITTING if KINDS[kind].settings]
+)
+def test_members_may_differ_in_settings(make_task, make_data, weights, kind, layout):
+    task = make_task(
+        make_data(40, LAYERS[layout][2], dtype=torch.float64),
+        model=partial(build, layout),
+        kinds={"1": [kind], "3": ["standard", kind]},
+        epochs=2,
+    )
+    parts = (0.2, 0.4, 0.6, 0.8)  # at the ends a grid may hit nothing, or all
+    plans = [Plan({"1": spread(kind, part, 0.7), "3": spread(kind, 1 - part, 0.5)})
+             for part in parts]  # fmt: skip
+    check(task, [*plans, Plan({"1": (kind, 0.7), "3": ("standard", 0.5)})], weights)
+
+
+def check(task: Task, plans: list[Plan], weights) -> None:
+    """Train plans fused and one by one: losses and weights are equal, no two members' alike."""
     fused, serial = FusedTrainer(task, len(plans)), SerialTrainer(task, len(plans))
     for trainer in (fused, serial):
         trainer.begin(5, 1)

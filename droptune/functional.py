@@ -71,6 +71,11 @@ class Calls(TorchFunctionMode, ABC):
     in `find` what to do with a call: nothing else of a model's calls is touched.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        #: Ids of tensors that a dropout, switched off, has returned as they are.
+        self.passed: set[int] = set()
+
     @abstractmethod
     def ours(self) -> bool:
         """Tell whether calls made now are sites."""
@@ -111,8 +116,10 @@ class Calls(TorchFunctionMode, ABC):
             return func(input, p, training, inplace) if inplace else func(input, p, training)
         drop = self.find(what, FUNCTIONS[func], p)
         if drop is None:
+            self.passed.add(id(input))
             return input  # as with p = 0
-        writes = inplace or func.__name__.endswith("_")
+        # What a dropout has passed on is memory of the layer before it; as given, it was new.
+        writes = (inplace or func.__name__.endswith("_")) and id(input) not in self.passed
         return input.copy_(drop(input)) if writes else drop(input)
 
     def _attention(
@@ -129,6 +136,11 @@ class Calls(TorchFunctionMode, ABC):
         if drop is None:  # the fast kernels, as with dropout_p = 0
             return F.scaled_dot_product_attention(
                 query, key, value, attn_mask, 0.0, is_causal, **options
+            )
+        if is_causal and attn_mask is not None:
+            raise ModelError(
+                "scaled_dot_product_attention is given attn_mask and is_causal=True, and torch "
+                "takes only one of them; put the causal mask into attn_mask"
             )
         return attention(query, key, value, drop, attn_mask, is_causal, **options)
 
@@ -316,7 +328,10 @@ class Watched:
     def _run(self, mode: _Replacing, args: tuple, kwargs: dict) -> Any:
         mode.running.append((self, Counter()))
         try:
-            return self.__wrapped__(*args, **kwargs)
+            result = self.__wrapped__(*args, **kwargs)
+            if self.sites is None and any(result is given for given in (*args, *kwargs.values())):
+                mode.passed.add(id(result))
+            return result
         finally:
             mode.running.pop()
             if self.module.training and not self.looked:

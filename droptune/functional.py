@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from droptune import recomputation
 from droptune.errors import ModelError
 
 #: What is put in place of a call: takes the tensor, returns it with noise.
@@ -264,19 +265,35 @@ class _Replacing(Calls):
 
     def __init__(self) -> None:
         super().__init__()
-        self.running: list[tuple[Watched, Counter[str]]] = []
+        #: Module, its calls so far, and the checkpointed part that it runs in.
+        self.running: list[tuple[Watched, Counter[str], tuple[Any, bool]]] = []
         self.ran: set[Watched] = set()
 
     def ours(self) -> bool:
-        watched, _ = self.running[-1]
+        watched = self.running[-1][0]
         return watched.sites is not None and watched.module.training
 
     def find(self, what: str, kind: str, rate: float) -> Drop | None:
-        watched, calls = self.running[-1]
+        watched, calls, part = self.running[-1]
         name = ordinal(what, calls)
         if not watched.looked:
             watched.made.add(name)
-        return watched.sites.get(name)
+        drop = watched.sites.get(name)
+        if (drop or rate) and _starts_within(part):
+            raise ModelError(
+                f"the call @{name} of a {type(watched.module).__name__} lies in a function that "
+                "torch.utils.checkpoint runs again, unseen by droptune; checkpoint a module instead"
+            )
+        return drop
+
+
+def _starts_within(part: tuple[Any, bool]) -> bool:
+    """Tell whether a checkpointed part has started since, within a module's own forward."""
+    before, had_grad = part
+    now = recomputation.part()
+    if now is not before:
+        return now is not None
+    return had_grad and not torch.is_grad_enabled() and recomputation.in_reentrant_part()
 
 
 class Watched:
@@ -326,7 +343,8 @@ class Watched:
         return result
 
     def _run(self, mode: _Replacing, args: tuple, kwargs: dict) -> Any:
-        mode.running.append((self, Counter()))
+        part = (recomputation.part(), torch.is_grad_enabled())
+        mode.running.append((self, Counter(), part))
         try:
             result = self.__wrapped__(*args, **kwargs)
             if self.sites is None and any(result is given for given in (*args, *kwargs.values())):

@@ -116,7 +116,11 @@ def test_fused_follows_serial(name, data):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n == "decoder" else ()) for n in MODELS]
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n in ("decoder", "norm first") else ())
+        for n in MODELS
+    ],
 )
 def test_a_study_runs(name, data, tmp_path):
     options = {"trainer": "fused", "slots": 2} if name in FUSED else {"trainer": "auto"}

@@ -124,16 +124,33 @@ def test_copies_have_the_plan(build, x):
     checks.copies_have_the_plan(build, x)
 
 
-def test_fused_follows_serial(build, data):
-    checks.fused_follows_serial(build, data)
+@pytest.mark.parametrize("how", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
+def test_fused_follows_serial(name, how, data):
+    checks.fused_follows_serial(lambda: MODELS[name](attn_implementation=how), data)
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n == "t5" else ()) for n in MODELS]
+    "name",
+    ["gpt2", "vit", *(pytest.param(n, marks=pytest.mark.slow) for n in ("bert", "t5", "llama"))],
 )
 def test_a_study_runs(name, data, tmp_path):
     build = MODELS[name]
     checks.a_study_runs(build, data, tmp_path, trainer="fused", slots=2)
+
+
+class Padded(Logits):
+    """Hides padding, as a user would; the model looks into the mask whether there is any."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(input_ids=x, attention_mask=(x != 0).long()).logits
+
+
+@pytest.mark.parametrize("model", ["bert", "gpt2"])
+def test_fused_follows_serial_where_some_batches_are_padded(model):
+    x, y = WORDS.clone(), torch.arange(24) % 3
+    x[:3, 5:] = 0  # one batch of two, or both, by the order of the epoch
+    data = Data(train=(x[:16], y[:16]), val=(x[16:], y[16:]))
+    checks.fused_follows_serial(lambda: Padded(MODELS[model]().model), data)
 
 
 # What is found, in words

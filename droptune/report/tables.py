@@ -55,7 +55,7 @@ def show(*parts: RenderableType) -> None:
 
 def plain(*parts: RenderableType) -> str:
     """Return as text what `show` prints into a pipe."""
-    paper = Console(file=io.StringIO(), width=_PIPED_WIDTH, highlight=False, no_color=True)
+    paper = Console(file=io.StringIO(), width=_PIPED_WIDTH, highlight=False, color_system=None)
     return _rendered(paper, parts)
 
 

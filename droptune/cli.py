@@ -285,7 +285,7 @@ def show(name: str, number: int | None, store: str, as_json: bool) -> None:
     _print(row, as_json, "study" if number is None else "trial")
 
 
-@main.command(short_help="Write the best plan of a study as JSON.")
+@main.command(short_help="Write the best plan of a study: JSON, Python or a table.")
 @study_option
 @click.option(
     "-o",
@@ -294,30 +294,57 @@ def show(name: str, number: int | None, store: str, as_json: bool) -> None:
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
     help="The file to write; stdout by default.",
 )
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["json", "python", "table"]),
+    help="python for a file that ends in .py, table for .txt, else json by default.",
+)
 @store_option
-def export(name: str, output: Path, store: str) -> None:
+def export(name: str, output: Path, form: str | None, store: str) -> None:
     """\b
         droptune export --study mine -o plan.json
+        droptune export --study mine -o dropout.py
 
-    Write the plan of `droptune best` as JSON; `droptune.Plan.load` reads it.
+    Write the plan of `droptune best`.
+
+    \b
+    json    what `droptune.Plan.load` reads
+    python  set_dropout(model): plain torch where the plan only changes rates of dropout that
+            the model has, else droptune.apply with the plan and the reasons
+    table   for people
     """
-    from droptune.report.text import json_text
-
     with _queries(store) as queries:
-        answer = queries.best(name)
+        answer, sites = queries.best(name), queries.study(name)["sites"]
     if answer["plan"] is None:
         raise StudyError(
             f"study {name!r} has no plan yet, no trial has finished; run `droptune optimize`"
         )
     if answer["verdict"] == "undecided":
         click.echo("note: the verdict is undecided, this plan is not confirmed", err=True)
+    form = form or {".py": "python", ".txt": "table"}.get(output.suffix, "json")
+    if str(output) == "-" and form == "table":
+        return _print(answer["plan"], False, "plan")
+    text = _plan_text(answer, sites, form)
     if str(output) == "-":
-        return _print_json(answer["plan"])
+        return click.echo(text)
     try:
-        output.write_text(json_text(answer["plan"]) + "\n")
+        output.write_text(f"{text}\n", encoding="utf-8")
     except OSError as error:
         raise click.ClickException(f"cannot write {str(output)!r}: {error.strerror}") from error
     click.echo(f"wrote {output}", err=True)
+
+
+def _plan_text(answer: Mapping[str, Any], sites: list[Mapping[str, Any]], form: str) -> str:
+    """Return the plan of an answer in one of the forms of `export`."""
+    from droptune.report import snippet, tables, text
+
+    if form == "table":
+        return tables.plain(tables.plan(answer["plan"])).rstrip("\n")
+    if form == "json":
+        return text.json_text(answer["plan"])
+    about = f"Dropout of study {answer['study']!r} ({answer['verdict']}), droptune {__version__}"
+    return snippet.python(answer["plan"], sites, about).rstrip("\n")
 
 
 @main.group(short_help="Upgrade or check a database.")

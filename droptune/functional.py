@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from droptune import recomputation
 from droptune.errors import ModelError
 
 #: What is put in place of a call: takes the tensor, returns it with noise.
@@ -71,6 +72,11 @@ class Calls(TorchFunctionMode, ABC):
     in `find` what to do with a call: nothing else of a model's calls is touched.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        #: Ids of tensors that a dropout, switched off, has returned as they are.
+        self.passed: set[int] = set()
+
     @abstractmethod
     def ours(self) -> bool:
         """Tell whether calls made now are sites."""
@@ -111,8 +117,10 @@ class Calls(TorchFunctionMode, ABC):
             return func(input, p, training, inplace) if inplace else func(input, p, training)
         drop = self.find(what, FUNCTIONS[func], p)
         if drop is None:
+            self.passed.add(id(input))
             return input  # as with p = 0
-        writes = inplace or func.__name__.endswith("_")
+        # What a dropout has passed on is memory of the layer before it; as given, it was new.
+        writes = (inplace or func.__name__.endswith("_")) and id(input) not in self.passed
         return input.copy_(drop(input)) if writes else drop(input)
 
     def _attention(
@@ -129,6 +137,11 @@ class Calls(TorchFunctionMode, ABC):
         if drop is None:  # the fast kernels, as with dropout_p = 0
             return F.scaled_dot_product_attention(
                 query, key, value, attn_mask, 0.0, is_causal, **options
+            )
+        if is_causal and attn_mask is not None:
+            raise ModelError(
+                "scaled_dot_product_attention is given attn_mask and is_causal=True, and torch "
+                "takes only one of them; put the causal mask into attn_mask"
             )
         return attention(query, key, value, drop, attn_mask, is_causal, **options)
 
@@ -252,19 +265,35 @@ class _Replacing(Calls):
 
     def __init__(self) -> None:
         super().__init__()
-        self.running: list[tuple[Watched, Counter[str]]] = []
+        #: Module, its calls so far, and the checkpointed part that it runs in.
+        self.running: list[tuple[Watched, Counter[str], tuple[Any, bool]]] = []
         self.ran: set[Watched] = set()
 
     def ours(self) -> bool:
-        watched, _ = self.running[-1]
+        watched = self.running[-1][0]
         return watched.sites is not None and watched.module.training
 
     def find(self, what: str, kind: str, rate: float) -> Drop | None:
-        watched, calls = self.running[-1]
+        watched, calls, part = self.running[-1]
         name = ordinal(what, calls)
         if not watched.looked:
             watched.made.add(name)
-        return watched.sites.get(name)
+        drop = watched.sites.get(name)
+        if (drop or rate) and _starts_within(part):
+            raise ModelError(
+                f"the call @{name} of a {type(watched.module).__name__} lies in a function that "
+                "torch.utils.checkpoint runs again, unseen by droptune; checkpoint a module instead"
+            )
+        return drop
+
+
+def _starts_within(part: tuple[Any, bool]) -> bool:
+    """Tell whether a checkpointed part has started since, within a module's own forward."""
+    before, had_grad = part
+    now = recomputation.part()
+    if now is not before:
+        return now is not None
+    return had_grad and not torch.is_grad_enabled() and recomputation.in_reentrant_part()
 
 
 class Watched:
@@ -314,9 +343,13 @@ class Watched:
         return result
 
     def _run(self, mode: _Replacing, args: tuple, kwargs: dict) -> Any:
-        mode.running.append((self, Counter()))
+        part = (recomputation.part(), torch.is_grad_enabled())
+        mode.running.append((self, Counter(), part))
         try:
-            return self.__wrapped__(*args, **kwargs)
+            result = self.__wrapped__(*args, **kwargs)
+            if self.sites is None and any(result is given for given in (*args, *kwargs.values())):
+                mode.passed.add(id(result))
+            return result
         finally:
             mode.running.pop()
             if self.module.training and not self.looked:

@@ -1,6 +1,6 @@
 """Putting a plan on a model, moving its rates, taking it off."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from droptune.calls import GIVEN, dropout_kind
 from droptune.errors import ModelError, PlanError, nearest
 from droptune.kinds import KINDS, Kind
 from droptune.plan import Entry, Plan
+from droptune.recomputation import Memory
 from droptune.sites import has_plan
 
 
@@ -26,6 +27,7 @@ class SiteDropout(nn.Module):
         super().__init__()
         self.site = site
         self.entry: Entry | None = None
+        self._memory = Memory()
         for name in kinds:
             self.add_module(name, KINDS[name](site))
 
@@ -35,12 +37,21 @@ class SiteDropout(nn.Module):
         return dict(self.named_children())  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._remembered(self._call_all, x) if self.training else self._call_all(x)
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Act as in training, whatever the mode: for a call of a module that trains."""
+        return self._remembered(self._drop_all, x)
+
+    def _remembered(self, act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return self._memory.run(act, x, [kind.stream for kind in self.kinds.values()])
+
+    def _call_all(self, x: Tensor) -> Tensor:
         for kind in self.children():
             x = kind(x)
         return x
 
-    def drop(self, x: Tensor) -> Tensor:
-        """Act as in training, whatever the mode: for a call of a module that trains."""
+    def _drop_all(self, x: Tensor) -> Tensor:
         for kind in self.kinds.values():
             x = kind.drop(x)
         return x

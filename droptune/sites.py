@@ -152,12 +152,23 @@ def _role_and_layout(calls: list[Call], index: int) -> tuple[str, str]:
     if seen.what == "attention":
         layouts = {3: "NLL", 4: "NHLL"}
         return "attention", layouts.get(len(seen.given), _layout(seen.given, "hidden"))
-    role = seen.role
+    role = "hidden" if _is_turned(calls, index) else seen.role
     layout = _layout(seen.given, _consumer(calls, index) if role == "input" else role)
     role = _settled(role, layout)
     if role == "hidden" and _is_before_head(calls, index):
         role = "head"
     return role, layout
+
+
+def _is_turned(calls: list[Call], index: int) -> bool:
+    """Tell whether the maps of a convolution have become positions, as a ViT's patches do."""
+    if calls[index].role != "conv":
+        return False
+    made = next(c.returned for c in reversed(calls[:index]) if c.what == "weight")
+    given = calls[index].given
+    if len(given) == len(made):
+        return given[1:] == (*made[2:], made[1]) != made[1:]
+    return len(given) == 3 and given[2] == made[1]  # with a class token there are more positions
 
 
 def _consumer(calls: list[Call], index: int) -> str:

@@ -9,11 +9,61 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from droptune import Plan, apply, find_sites
 from droptune.cli import main
+from droptune.errors import ModelError
 from droptune.functional import attention
 from droptune.sites import find_leaks
 from droptune.trainers import FusedTrainer, SerialTrainer, Task
 from tests.calling import ZOO, Eager, Hand, Heads, X, build, data
 from tests.small import Notes, fresh, rows, study
+
+# Writing in place
+
+
+class InPlace(nn.Module):
+    """Drops in place behind a dropout, of a module or of a function, behind an activation."""
+
+    def __init__(self, between: nn.Module | None, activation=F.relu) -> None:
+        super().__init__()
+        self.fc, self.between, self.activation = nn.Linear(6, 6), between, activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.fc(x)) if self.activation else x
+        x = self.between(x) if self.between else F.dropout(x, 0.3, self.training)
+        return F.dropout(x, 0.5, self.training, inplace=True)
+
+
+@pytest.mark.parametrize("between", [None, nn.Dropout(0.3)], ids=["function", "module"])
+def test_in_place_behind_a_dropout_that_is_off_leaves_the_activation_to_its_backward(between):
+    name = "@dropout" if between else "@dropout.1"
+    plan = Plan({name: ("standard", 0.5)})
+    model = apply(build(InPlace, between, torch.tanh), plan, seed=0)
+    output = model(X)
+    output.sum().backward()
+    scale = (output.detach() != 0) * 2.0
+    (kept,) = torch.autograd.grad((torch.tanh(model.fc(X)) * scale).sum(), [model.fc.weight])
+    torch.testing.assert_close(model.fc.weight.grad, kept)
+    assert 0 < scale.mean() < 2
+
+
+@pytest.mark.parametrize("between", [None, nn.Dropout(0.3)], ids=["function", "module"])
+def test_in_place_behind_a_dropout_that_is_off_does_not_write_into_the_data(between):
+    name = "@dropout" if between else "@dropout.1"
+    model = apply(build(InPlace, between, None), Plan({name: ("standard", 0.5)}), seed=0)
+    x = X.clone()
+    assert not torch.equal(model(x), x)
+    assert torch.equal(x, X)
+
+
+def test_in_place_elsewhere_writes_as_torch_does():
+    class Statement(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + 1
+            F.dropout(x, 0.5, self.training, inplace=True)
+            return x
+
+    output = apply(Statement(), Plan({"@dropout": ("standard", 0.5)}), seed=0)(X)
+    assert (output == 0).any() and not torch.equal(output, X + 1)
+
 
 # Attention
 
@@ -46,6 +96,21 @@ def test_attention_is_torchs_bit_for_bit_forward_and_backward(options):
         assert one.isfinite().all()
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
     assert torch.equal(results[0][0], results[1][0])
+
+
+class Both(nn.Module):
+    """Gives attention a mask and asks for a causal one, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x, torch.zeros(5, 5), 0.2, True)
+
+
+def test_a_mask_and_a_causal_mask_are_refused_as_by_torch():
+    with pytest.raises(RuntimeError, match="attn_mask"):
+        Both()(X)
+    model = apply(Both(), Plan({"@attention": ("standard", 0.5)}))
+    with pytest.raises(ModelError, match="attn_mask and is_causal=True.*put the causal mask"):
+        model(X)
 
 
 class Weights(nn.Module):

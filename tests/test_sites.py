@@ -221,6 +221,27 @@ def test_where_there_is_dropout_no_second_place_is_listed():
     assert roles(model, ROW) == {"0": "input NF", "3": "head NF"}
 
 
+@pytest.mark.parametrize(
+    ("turn", "said"),
+    [
+        (lambda x: x.flatten(2).transpose(1, 2), "hidden NLF"),  # patches, as in a ViT
+        (lambda x: F.pad(x.flatten(2).transpose(1, 2), (0, 0, 1, 0)), "hidden NLF"),  # and a class
+        (lambda x: x.permute(0, 2, 3, 1), "hidden NHWF"),
+        (lambda x: x.flatten(2), "conv NCL"),
+        (lambda x: torch.cat([x, x], 1), "conv NCHW"),
+        (lambda x: x[:, :, :, :4], "conv NCHW"),
+    ],
+)
+def test_maps_that_were_turned_have_their_features_last(turn, said):
+    def forward(net, x):
+        return net.fc(F.relu(net.b(net.drop(turn(net.a(x))).flatten(1))))
+
+    a, drop, fc = nn.Conv2d(1, 4, 3), nn.Dropout(0.2), nn.Linear(5, 2)
+    model = Net(forward, a=a, b=nn.LazyLinear(5), drop=drop, fc=fc)
+    model(IMAGE)
+    assert roles(model, IMAGE)["drop"] == said
+
+
 def test_dropout_behind_flattened_maps_is_before_the_head():
     model = nn.Sequential(
         nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(200, 3)

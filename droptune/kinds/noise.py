@@ -72,6 +72,11 @@ class Stream:
             self._generators[device] = torch.Generator(device).manual_seed(self._seed)
         return self._generators[device]
 
+    def state(self, device: torch.device) -> dict[str, object]:
+        """Return where the numbers stand, those for this device among them, for `rewind`."""
+        self._generator(device)
+        return self.__getstate__()
+
     def rewind(self, state: dict) -> None:
         """Go back to a state from `__getstate__`, keeping the generators themselves."""
         for device, generator in self._generators.items():

@@ -2,6 +2,7 @@
 
     text.py    numbers, times and names as text that any terminal can show
     tables.py  rich tables of what `store.Queries` returns
+    snippet.py a plan as Python
 
 Stands under the command line and above everything else; loads neither torch nor Optuna.
 """

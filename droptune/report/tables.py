@@ -4,6 +4,7 @@ Each function returns something that `show` prints. No text of a store reaches r
 markup: every cell is a `Text` of visible characters.
 """
 
+import io
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,13 +50,21 @@ _PIPED_WIDTH = 1000  # columns; what goes to a file or a program is not cut
 def show(*parts: RenderableType) -> None:
     """Print to stdout: as wide as the terminal, or uncut and uncoloured into a pipe."""
     width = None if sys.stdout.isatty() else _PIPED_WIDTH
-    console = Console(file=sys.stdout, width=width, highlight=False)
+    sys.stdout.write(_rendered(Console(file=sys.stdout, width=width, highlight=False), parts))
+    sys.stdout.flush()  # a broken pipe shows here, not when Python ends
+
+
+def plain(*parts: RenderableType) -> str:
+    """Return as text what `show` prints into a pipe."""
+    paper = Console(file=io.StringIO(), width=_PIPED_WIDTH, highlight=False, color_system=None)
+    return _rendered(paper, parts)
+
+
+def _rendered(console: Console, parts: Iterable[RenderableType]) -> str:
     with console.capture() as captured:
         for part in parts:
             console.print(part)
-    lines = captured.get().splitlines()
-    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines))
-    sys.stdout.flush()  # a broken pipe shows here, not when Python ends
+    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 class Bar:

@@ -8,6 +8,7 @@ alone, and one shared stream of noise is thresholded at each member's own rate.
 import ctypes
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -33,12 +34,15 @@ from droptune.trainers.base import (
     checked_output,
     correct,
     diverged,
-    first_line,
     is_out_of_memory,
     stacked_losses,
 )
-from droptune.trainers.program import trace
+from droptune.trainers.place import why
+from droptune.trainers.program import Program, trace
 from droptune.trainers.stacking import Pace, StackedAdamW, StackedOptimizer, StackedSGD
+
+_WAYS = 16  # programs kept for one shape of a batch, where what a forward reads differs
+_FEW = 4  # of these, for a model whose batches mostly go one way
 
 
 class FusedTrainer:
@@ -59,7 +63,7 @@ class FusedTrainer:
         self.task, self.slots, self.device = task, slots, torch.device(device)
         self.clock = 0
         self._data = task.data.to(self.device)
-        self._programs: dict[tuple, Callable] = {}
+        self._programs: dict[tuple, deque[Program]] = {}
         keep_freed_memory()
 
     def begin(self, seed: int, clock: int = 0) -> None:
@@ -167,6 +171,11 @@ class FusedTrainer:
         self._train(steps)
         val, size = self._data.val, EVAL_BATCHES * self.task.batch_size
         self._score(Split(val.x[:size], val.y[:size]), "val")
+        if max(map(len, self._programs.values())) > _FEW:
+            raise ModelError(
+                "the model cannot be trained fused (its forward reads a number from a tensor that "
+                "differs from batch to batch); use trainer='serial'"
+            )
         started = time.perf_counter()
         self._train(steps).tolist()  # read back, so that the device has finished
         return (time.perf_counter() - started) / (min(steps, self.task.steps) * members)
@@ -277,14 +286,16 @@ class FusedTrainer:
     def _state(self) -> list[Tensor]:
         return [*self._params.values(), *self._buffers.values()]
 
-    def _program(self, mode: str, x: Tensor, y: Tensor) -> Callable:
-        key = (mode, len(self._rows), x.shape)
-        if key not in self._programs:
-            function = self._train_step if mode == "train" else self._eval_step
-            self._programs[key] = self._traced(function, x, y)
-        return self._programs[key]
+    def _program(self, mode: str, x: Tensor, y: Tensor) -> Program:
+        known = self._programs.setdefault((mode, len(self._rows), x.shape), deque(maxlen=_WAYS))
+        for program in known:
+            if program.holds(*self._state(), x, y):
+                return program
+        function = self._train_step if mode == "train" else self._eval_step
+        known.appendleft(self._traced(function, x, y))
+        return known[0]
 
-    def _traced(self, function: Callable, x: Tensor, y: Tensor) -> Callable:
+    def _traced(self, function: Callable, x: Tensor, y: Tensor) -> Program:
         copies = [tensor.clone() for tensor in self._state()]
         streams = [k.stream for d in installed(self._model).values() for k in d.kinds.values()]
         states = [stream.__getstate__() for stream in streams]
@@ -305,8 +316,7 @@ class FusedTrainer:
                 if is_out_of_memory(error):
                     raise
                 raise ModelError(
-                    f"the model cannot be trained fused ({type(error).__name__}: "
-                    f"{first_line(error)}); use trainer='serial'"
+                    f"the model cannot be trained fused ({why(error)}); use trainer='serial'"
                 ) from error
             finally:
                 for stream, state in zip(streams, states, strict=True):

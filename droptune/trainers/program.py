@@ -7,7 +7,6 @@ together, into a flat list of ATen calls (`make_fx`), from which passes that lea
 values alone remove what is not needed.
 """
 
-import operator
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +15,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from droptune.trainers.graphs import families_of, is_random, shared, writes
+from droptune.trainers.reads import Guard, Reads
 
 _aten = torch.ops.aten
 
@@ -39,19 +41,36 @@ _IN_PLACE = {
 }
 #: Calls whose result is new memory that only the graph knows.
 _FRESH = {_aten.bmm.default, _aten.baddbmm.default, *_IN_PLACE}
-#: Calls whose result shares memory with their first argument although their schema is silent.
-_SHARING = {_aten._unsafe_view.default, _aten.unsafe_split.Tensor, operator.getitem}
-
 #: Tracing patches torch.fx for the whole process, so only one thread may do it at a time.
 _TRACING = threading.Lock()
 
 
-def trace(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor]) -> Callable[..., list]:
+class Program:
+    """A traced function of tensors.
+
+    Args:
+        run: returns a list of tensors.
+        guard: for which inputs; None: for all of the same shapes.
+    """
+
+    def __init__(self, run: Callable[..., list[Tensor]], guard: Guard | None) -> None:
+        self._run, self._guard = run, guard
+
+    def __call__(self, *flat: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            return self._run(*flat)
+
+    def holds(self, *flat: Tensor) -> bool:
+        """Tell whether the function would take the same way for these inputs."""
+        return self._guard is None or self._guard.holds(*flat)
+
+
+def trace(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor]) -> Program:
     """Trace a function of tensors at the shapes of `args`.
 
     The function runs once, on `args` themselves: give copies of what it changes in place.
-    Python in it runs only now; random numbers are drawn anew at each replay, from the same
-    generators.
+    Python in it runs only now, and what it reads from tensors may differ for other inputs
+    (`Program.holds`); random numbers are drawn anew at each replay, from the same generators.
 
     Args:
         function: takes tensors, returns a sequence of tensors; may call autograd.
@@ -59,53 +78,23 @@ def trace(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor]) -> 
 
     Returns:
         A function of tensors of the same shapes, which returns a list and records no graph.
+
+    Raises:
+        ModelError: it reads a float or a random number from a tensor.
     """
-    with _TRACING:
-        module = make_fx(lambda *flat: list(function(*flat)))(*args)
+    with _TRACING, Reads() as reads:
+        module = make_fx(lambda *flat: [*function(*flat), *reads.tensors])(*args)
+    guard = Guard(module, reads.tensors) if reads.tensors else None
     for simplify in (_drop_no_ops, _fuse_bias, _straighten_gradients, _reuse_memory):
         simplify(module.graph)
         module.graph.eliminate_dead_code(_is_impure)
     module.recompile()
-    forward = module.forward
-
-    def replay(*flat: Tensor) -> list[Tensor]:
-        with torch.no_grad():
-            return forward(*flat)
-
-    return replay
+    return Program(module.forward, guard)
 
 
 def _is_impure(node: Node) -> bool:
-    random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
     # Draws stay even if unused, so that a replay draws what the function would draw.
-    return random or node.op in ("placeholder", "output") or _writes(node)
-
-
-def _writes(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
-
-
-def _shared(node: Node) -> list[Node]:
-    """Return the arguments that a call's result may share memory with."""
-    if node.target in _SHARING:
-        return [node.args[0]]
-    schema = getattr(node.target, "_schema", None)
-    found: list[Node] = []
-    for place, argument in enumerate(schema.arguments if schema is not None else ()):
-        value = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
-        if argument.alias_info is not None:
-            torch.fx.map_arg(value, found.append)
-    return found
-
-
-def _families(graph: Graph) -> dict[Node, set[Node]]:
-    """Return node -> all nodes whose values may share memory with its own."""
-    families: dict[Node, set[Node]] = {}
-    for node in graph.nodes:
-        family = {node}.union(*(families[source] for source in _shared(node)))
-        families.update(dict.fromkeys(family, family))
-    return families
+    return is_random(node) or node.op in ("placeholder", "output") or writes(node)
 
 
 def _meta(node: Any) -> Tensor | None:
@@ -130,7 +119,7 @@ def _replace(node: Node, by: Node) -> None:
 
 def _drop_no_ops(graph: Graph) -> None:
     """Remove views that change nothing, and multiplications by one."""
-    families = _families(graph)
+    families = families_of(graph)
     for node in list(graph.nodes):
         if not node.args or not isinstance(node.args[0], Node):
             continue
@@ -152,7 +141,7 @@ def _must_differ(one: set[Node], other: set[Node]) -> bool:
     given = any(member.op != "call_function" for member in one)
     handed_out = any(user.op == "output" for user in copy_readers)
     also_source = any(user.op == "output" for user in readers)
-    written = any(map(_writes, [*readers, *copy_readers]))
+    written = any(map(writes, [*readers, *copy_readers]))
     return written or (handed_out and (given or also_source))
 
 
@@ -183,7 +172,7 @@ def _can_move(node: Node, user: Node) -> bool:
     if len(node.users) > 1:
         return False
     between = node.next
-    while between is not user and not _writes(between):
+    while between is not user and not writes(between):
         between = between.next
     return between is user
 
@@ -193,7 +182,7 @@ def _straighten_gradients(graph: Graph) -> None:
 
     The gradient of a weight is then contiguous, and an optimiser need not copy it.
     """
-    families = _families(graph)
+    families = families_of(graph)
     for node in list(graph.nodes):
         if node.target is not _aten.transpose.int or tuple(node.args[1:]) not in ((1, 2), (2, 1)):
             continue
@@ -221,7 +210,7 @@ def _transposed(graph: Graph, node: Node) -> Node:
 def _reuse_memory(graph: Graph) -> None:
     """Let element-wise calls write into their first argument where nothing reads it later."""
     order = {node: place for place, node in enumerate(graph.nodes)}
-    families = _families(graph)
+    families = families_of(graph)
     for node in list(graph.nodes):
         source = node.args[0] if node.args else None
         if node.target not in (*_IN_PLACE, _aten.threshold_backward.default):
@@ -229,7 +218,7 @@ def _reuse_memory(graph: Graph) -> None:
         if not isinstance(source, Node) or not _alike(_meta(node), _meta(source)):
             continue
         family = families[source]
-        if not all(_shared(member) or member.target in _FRESH for member in family):
+        if not all(shared(member) or member.target in _FRESH for member in family):
             continue
         if not _reads_last(node, family, order):
             continue

@@ -244,3 +244,10 @@ def test_text_of_a_store_is_shown_and_never_obeyed(part):
     text = shown(part)
     assert not set("\x1b\u202e\r\x07") & set(text)
     assert r"\x1b[31mred\x1b[0m [bold]loud[/bold] :smile: \u202e\n\r\x07" in text
+
+
+def test_plain_text_has_no_colours_even_where_they_are_forced(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    entry = {"kind": "standard", "rate": 0.5, "schedule": "constant"}
+    text = tables.plain(tables.plan({"version": 1, "sites": {"fc": entry}}))
+    assert "fc" in text and "\x1b" not in text

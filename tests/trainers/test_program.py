@@ -374,12 +374,16 @@ def test_batch_norm_counts_and_averages_on_replay():
             torch.testing.assert_close(stacked[name][member], tensor)
 
 
-def test_python_decides_only_while_tracing_and_a_tensors_value_cannot_decide():
+def test_python_decides_only_while_tracing_and_a_program_says_for_which_inputs():
     def peeks(x):
         return [x * 2 if x.sum() > 0 else x]
 
-    with pytest.raises(RuntimeError, match="tracing|vmap|proxy|data-dependent"):
-        trace(peeks, example(1))
+    (x,) = example(1)
+    x = x - x.mean() + 1
+    program = trace(peeks, [x])
+    assert program.holds(x) and not program.holds(-x)
+    assert torch.equal(program(x)[0], x * 2)
+    assert trace(peeks, [-x]).holds(-2 * x)
 
 
 def test_a_whole_training_step_equals_the_function():

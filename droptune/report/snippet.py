@@ -1,0 +1,122 @@
+"""A plan as Python that a user can paste.
+
+Where a plan only gives dropout that a model has another rate, that is plain torch, without
+droptune. Anything else (dropout that is inserted, of another kind, or whose rate moves; a
+rate that stands in the user's own code) `droptune.apply` has to do, and the code says why.
+"""
+
+from collections.abc import Iterable, Mapping
+from pprint import pformat
+from typing import Any
+
+from droptune.report.text import schedule, short, visible
+
+Row = Mapping[str, Any]
+
+_WIDTH = 96  # columns of a plan that is written out
+_ATTENTION_SITE = "@attention"  # behind the path of a module that attends once in a forward
+
+_BY_HAND = '''RATES = {rates}
+{attention}
+
+def set_dropout(model):
+    """Set the rates of the plan on a model's own dropout, in place."""
+    for path, rate in RATES.items():
+        model.get_submodule(path).p = rate
+{set_attention}    return model
+'''
+
+_ATTENTION = "\n# Attention, by path\nATTENTION = {rates}\n"
+
+_SET_ATTENTION = """    for path, rate in ATTENTION.items():
+        attention = model.get_submodule(path)
+        if not isinstance(attention, nn.MultiheadAttention):
+            raise TypeError(
+                f"{path} is no nn.MultiheadAttention: set its rate of attention to {rate} where "
+                "your code or config keeps it, or put the plan on with droptune.apply"
+            )
+        attention.dropout = rate
+"""
+
+_APPLY = '''import droptune
+
+PLAN = droptune.Plan.from_json(
+    {plan}
+)
+
+
+def set_dropout(model):
+    """Put the plan on a model, in place; droptune.remove takes it off."""
+    return droptune.apply(model, PLAN)
+'''
+
+
+def python(plan: Row, sites: Iterable[Row], about: str) -> str:
+    """Return Python that defines `set_dropout(model)`.
+
+    Args:
+        plan: a plan's JSON.
+        sites: of the study, as `Site.to_json` or `Queries.study` gives them.
+        about: one line that goes on top.
+    """
+    found = {site["name"]: site for site in sites}
+    entries = plan["sites"]
+    beyond = {name: why for name in entries if (why := _beyond(entries[name], found.get(name)))}
+    # What a plan does not name is off.
+    off = [name for name, site in found.items() if site.get("rate") and name not in entries]
+    beyond |= {name: _IN_CODE for name in off if not _settable(found[name])}
+    title = f"# {visible(about)}\n"
+    if beyond:
+        return _escaped(title + _with_droptune(plan, beyond))
+    rates = {name: entries.get(name, {"rate": 0.0})["rate"] for name in [*entries, *off]}
+    ordered = {name: rates[name] for name in found if name in rates}
+    return _escaped(title + _by_hand(ordered, found))
+
+
+def _escaped(code: str) -> str:
+    """Return code in ASCII, whatever names are in its texts and comments."""
+    return code.encode("ascii", "backslashreplace").decode()
+
+
+_IN_CODE = "a call in a forward, whose rate stands in your own code"
+
+
+def _beyond(entry: Row, site: Row | None) -> str | None:
+    """Return why an entry cannot be set by hand, or None."""
+    if entry.get("schedule", "constant") != "constant":
+        return f"its rate moves ({schedule(entry)}): call droptune.advance before each epoch"
+    if site is None or not site.get("kind"):
+        return f"{visible(entry['kind'])} {short(entry['rate'])} where the model has no dropout"
+    if site["kind"] != entry["kind"]:
+        return f"{visible(entry['kind'])} in place of {visible(site['kind'])}"
+    return None if _settable(site) else _IN_CODE
+
+
+def _settable(site: Row) -> bool:
+    """Tell whether a site is a dropout module, or may be torch's attention."""
+    return site["reach"] == "module" or site["name"].endswith(_ATTENTION_SITE)
+
+
+def _by_hand(rates: Mapping[str, float], found: Mapping[str, Row]) -> str:
+    modules = {name: r for name, r in rates.items() if found[name]["reach"] == "module"}
+    attention = {
+        name.removesuffix(_ATTENTION_SITE): r for name, r in rates.items() if name not in modules
+    }
+    code = _BY_HAND.format(
+        rates=_table(modules),
+        attention=_ATTENTION.format(rates=_table(attention)) if attention else "",
+        set_attention=_SET_ATTENTION if attention else "",
+    )
+    return f"from torch import nn\n\n{code}" if attention else f"\n{code}"
+
+
+def _table(rates: Mapping[str, float]) -> str:
+    """Return rates as a dict over several lines."""
+    lines = "".join(f"    {path!r}: {rate!r},\n" for path, rate in rates.items())
+    return f"{{\n{lines}}}" if lines else "{}"
+
+
+def _with_droptune(plan: Row, beyond: Mapping[str, str]) -> str:
+    reasons = "".join(f"#   {visible(name)}: {why}\n" for name, why in beyond.items())
+    text = pformat(dict(plan), sort_dicts=False, width=_WIDTH).replace("\n", "\n    ")
+    return f"# Not all of it can be set by hand in torch:\n{reasons}{_APPLY.format(plan=text)}"

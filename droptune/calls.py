@@ -13,8 +13,10 @@ from torch.nn.utils import parametrize
 
 from droptune.errors import ModelError
 from droptune.functional import Calls, Drop, ordinal
+from droptune.recurrent import is_recurrent
 
-#: Where a dropout module keeps the rate it was given with while a plan is on.
+#: Where a dropout module or a recurrent layer keeps the attribute of its rate, and the rate that
+#: it was given with, while a plan is on.
 GIVEN = "_droptune_given"
 
 #: The kind of dropout that each of torch's own modules applies.
@@ -42,6 +44,13 @@ _ACTIVATIONS = frozenset(
 def dropout_kind(module: nn.Module) -> str | None:
     """Return the kind of dropout that a torch dropout module applies; None for others."""
     return DROPOUT_MODULES.get(type(module))
+
+
+def rate_attribute(module: nn.Module) -> str | None:
+    """Return where a layer of torch keeps the rate of its dropout; None for others."""
+    if dropout_kind(module):
+        return "p"
+    return "dropout" if is_recurrent(module) else None
 
 
 def call(model: nn.Module, example: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from droptune.errors import SpaceError, nearest
 from droptune.kinds import KINDS
+from droptune.kinds.base import INSIDE
 from droptune.plan import Entry, Plan
 from droptune.schedule import SCHEDULES
 from droptune.sites import Site
@@ -142,8 +143,9 @@ class Space:
     """The plans a study may try.
 
     Parameters, the same in every trial: a gate `dropout` ("off" or "on"), the rates as the
-    encoding spells them, `kind.ROLE` for each role that more than one kind fits, and, where
-    rates may move, one `schedule` for all sites and its `fraction`.
+    encoding spells them, `kind.ROLE` for each role that more than one kind fits (for places
+    inside layers, where other kinds act, `kind.ROLE@PLACE`), and, where rates may move, one
+    `schedule` for all sites and its `fraction`.
 
     Attributes:
         settled: parameters that a sampler is not to vary, with their values. The gate: no
@@ -188,11 +190,11 @@ class Space:
         self.encoding = encoding
         self.asked_kinds = kinds
         self._encoding = ENCODINGS[encoding](self.sites)
-        self._choices = {role: self._kinds_of(role) for role in self._encoding.roles}
+        self._choices = {group: self._kinds_of(group) for group in map(_group, self.sites)}
 
-    def _kinds_of(self, role: str) -> tuple[str, ...]:
-        """Return the asked kinds that fit every site of a role."""
-        sites = [site for site in self.sites if site.role == role]
+    def _kinds_of(self, group: str) -> tuple[str, ...]:
+        """Return the asked kinds that fit every site of a group."""
+        sites = [site for site in self.sites if _group(site) == group]
         return tuple(
             kind
             for kind in self.asked_kinds
@@ -202,15 +204,15 @@ class Space:
     @property
     def kinds(self) -> dict[str, tuple[str, ...]]:
         """Site name -> the kinds that may act there."""
-        return {s.name: self._choices[s.role] or (s.default_kind,) for s in self.sites}
+        return {s.name: self._choices[_group(s)] or (s.default_kind,) for s in self.sites}
 
     def suggest(self, trial: Suggester) -> Plan:
         """Suggest a plan; `trial` is an Optuna trial or anything with its suggest methods."""
         on = trial.suggest_categorical(_GATE, ["on", "off"]) == "on"
         rates = self._encoding.rates(trial)
         chosen = {
-            role: trial.suggest_categorical(f"kind.{role}", list(choices))
-            for role, choices in self._choices.items()
+            group: trial.suggest_categorical(f"kind.{group}", list(choices))
+            for group, choices in self._choices.items()
             if len(choices) > 1
         }
         schedule, fraction = self._suggest_schedule(trial)
@@ -220,7 +222,7 @@ class Space:
         return Plan(
             {
                 s.name: Entry(
-                    chosen.get(s.role, kinds[s.name][0]), rates[s.name], schedule, fraction
+                    chosen.get(_group(s), kinds[s.name][0]), rates[s.name], schedule, fraction
                 )
                 for s in self.sites
             }
@@ -244,10 +246,11 @@ class Space:
         rates = {s.name: plan[s.name].rate if s.name in plan else 0.0 for s in self.sites}
         params: dict[str, Any] = {_GATE: "on" if any(rates.values()) else "off"}
         params |= self._encoding.encode(rates) | self._encode_schedule(plan)
-        for role, choices in self._choices.items():
+        for group, choices in self._choices.items():
             if len(choices) > 1:
-                used = [plan[s.name].kind for s in self.sites if s.role == role and s.name in plan]
-                params[f"kind.{role}"] = next((k for k in used if k in choices), choices[0])
+                there = [s.name for s in self.sites if _group(s) == group and s.name in plan]
+                used = [plan[name].kind for name in there]
+                params[f"kind.{group}"] = next((k for k in used if k in choices), choices[0])
         return params
 
     def _encode_schedule(self, plan: Plan) -> dict[str, Any]:
@@ -300,6 +303,13 @@ class Space:
             ],
             **moving,
         }
+
+
+def _group(site: Site) -> str:
+    """Return what sites have in common whose kind is chosen once: the role, or what is inside."""
+    if site.layout in INSIDE:
+        return f"{site.role}@{site.name.rpartition('@')[2]}"
+    return site.role
 
 
 def _checked_schedules(schedules: Sequence[str]) -> tuple[str, ...]:

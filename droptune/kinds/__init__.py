@@ -4,6 +4,7 @@ from droptune.kinds.alpha import Alpha, FeatureAlpha
 from droptune.kinds.base import Kind
 from droptune.kinds.drop_block import DropBlock
 from droptune.kinds.drop_path import DropPath
+from droptune.kinds.embedding import EmbeddingRows
 from droptune.kinds.gaussian import Gaussian
 from droptune.kinds.locked import Locked
 from droptune.kinds.max_drop import MaxDrop, MaxDropChannel
@@ -11,10 +12,12 @@ from droptune.kinds.noise import Stream, derive
 from droptune.kinds.pattern import Pattern
 from droptune.kinds.standard import Channel, Standard
 from droptune.kinds.stochastic import Stochastic
+from droptune.kinds.weight_drop import WeightDrop
+from droptune.kinds.zoneout import Zoneout
 
 _ALL: tuple[type[Kind], ...] = (
     Standard, Channel, Gaussian, Alpha, FeatureAlpha, Stochastic, MaxDrop, MaxDropChannel,
-    DropBlock, Locked, Pattern, DropPath,
+    DropBlock, Locked, Pattern, DropPath, Zoneout, WeightDrop, EmbeddingRows,
 )  # fmt: skip
 
 #: Every kind that a plan may name.
@@ -26,6 +29,7 @@ __all__ = [
     "Channel",
     "DropBlock",
     "DropPath",
+    "EmbeddingRows",
     "FeatureAlpha",
     "Gaussian",
     "Kind",
@@ -36,5 +40,7 @@ __all__ = [
     "Standard",
     "Stochastic",
     "Stream",
+    "WeightDrop",
+    "Zoneout",
     "derive",
 ]

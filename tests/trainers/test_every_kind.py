@@ -63,4 +63,5 @@ def test_fused_equals_serial(make_task, make_data, weights, kind, layout):
 
 
 def test_every_kind_trains_somewhere():
-    assert {kind for kind, _ in FITTING} == set(KINDS)
+    inside = {name for name in KINDS if KINDS[name].only_inside()}  # test_recurrent.py
+    assert {kind for kind, _ in FITTING} | inside == set(KINDS)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from droptune.recurrent import is_recurrent
+from droptune.recurrent import is_recurrent, time_major
 
 _NAME = re.compile(r"(.*)@(between|state|cell|weights|rows)")
 
@@ -32,11 +32,6 @@ def split(name: str) -> tuple[str, str] | None:
     """Return path and place of a site's name, such as "rnn@state"; None for others."""
     match = _NAME.fullmatch(name)
     return (match[1], match[2]) if match else None
-
-
-def time_major(module: nn.Module) -> bool:
-    """Tell whether a layer takes sequences as (L, N, F): recurrent ones do by default."""
-    return isinstance(module, nn.RNNBase) and not module.batch_first
 
 
 def places(module: nn.Module, given: Sequence[int] = ()) -> dict[str, Place]:

@@ -278,7 +278,7 @@ def _drop_rows(
 
 def _dropped_first(dropout: SiteDropout, module: nn.Module, value: Any) -> Tensor:
     """Drop at a module's input, with samples in front also where the layer has steps there."""
-    if inside.time_major(module) and isinstance(value, Tensor) and value.dim() == 3:
+    if recurrent.time_major(module) and isinstance(value, Tensor) and value.dim() == 3:
         return _dropped(dropout, value.transpose(0, 1)).transpose(0, 1)
     return _dropped(dropout, value)
 

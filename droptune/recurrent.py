@@ -44,6 +44,11 @@ def is_recurrent(module: nn.Module) -> bool:
     return type(module).forward in (nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward)
 
 
+def time_major(module: nn.Module) -> bool:
+    """Tell whether a layer takes sequences as (L, N, F): recurrent ones do by default."""
+    return isinstance(module, nn.RNNBase) and not module.batch_first
+
+
 # One step
 
 

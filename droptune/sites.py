@@ -12,8 +12,9 @@ from torch import nn
 from droptune.calls import GIVEN, Call, call, first_tensor, is_floating, role_of, shape_of, watch
 from droptune.errors import ModelError
 from droptune.functional import leaks, watched
-from droptune.inside import places, time_major
+from droptune.inside import places
 from droptune.kinds.base import CHANNELS_FIRST, INSIDE, Kind
+from droptune.recurrent import time_major
 
 _INSIDE_KINDS = {"NLS": "locked", "NLM": "zoneout", "GS": "weight_drop", "VF": "embedding"}
 
@@ -33,7 +34,7 @@ class Site:
             "function" (a call in its forward), "inside" (a place inside a layer).
         role: "input", "embedding", "hidden", "conv", "recurrent", "attention" (weights
             of attention) or "head".
-        layout: the axes of the tensor, such as "NF" or "NCHW": N sample, C channel,
+        layout: the axes of the tensor, such as "NF", "NCHW" or "LNF": N sample, C channel,
             F feature, L position, D, H, W space, ? unknown; "NHLL" and "NLL" are weights
             of attention, H the head; "NLS" and "NLM" are a recurrent layer's hidden state and
             memory cell, "GS" its hidden-to-hidden matrices, "VF" the rows of an embedding.
@@ -150,6 +151,11 @@ def _layout(shape: tuple[int, ...], role: str) -> str:
     return names.get(len(shape), "N" + "?" * (len(shape) - 1))
 
 
+def _of_a_sample(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """Return a shape without the axis of samples."""
+    return (shape[0], *shape[2:]) if layout == "LNF" else shape[1:]
+
+
 def _head(calls: list[Call]) -> int:
     """Return the index of the last weight layer, or -1."""
     return max((i for i, seen in enumerate(calls) if seen.what == "weight"), default=-1)
@@ -175,7 +181,7 @@ def _existing(calls: list[Call]) -> list[tuple[float, Site]]:
             role=role,
             layout=layout,
             depth=0,
-            shape=seen.given[1:],
+            shape=_of_a_sample(seen.given, layout),
             kind=seen.kind,
             rate=seen.rate,
             calls=seen.count,
@@ -192,6 +198,7 @@ def _role_and_layout(calls: list[Call], index: int) -> tuple[str, str]:
         return "attention", layouts.get(len(seen.given), _layout(seen.given, "hidden"))
     role = seen.role
     layout = _layout(seen.given, _consumer(calls, index) if role == "input" else role)
+    layout = "LNF" if seen.steps_first else layout
     role = _settled(role, layout)
     if role == "hidden" and _is_before_head(calls, index):
         role = "head"
@@ -232,7 +239,9 @@ def _insertions(calls: list[Call]) -> list[tuple[float, Site]]:
         producer = role_of(calls[start].module)
         site = _after_activation(between, calls[stop], producer)
         before_head = stop == weights[-1]
-        same_tensor = site is not None and site.shape == calls[stop].given[1:]
+        same_tensor = site is not None and site.shape == _of_a_sample(
+            calls[stop].given, site.layout
+        )
         if site is not None:
             role = "head" if before_head and same_tensor and site.role == "hidden" else site.role
             found.append((stop - 0.5, replace(site, role=role)))
@@ -256,16 +265,18 @@ def _after_activation(between: list[Call], consumer: Call, producer: str) -> Sit
     if place.path is None or place.count > 1:
         # A function, or one module for several places: reach the place from behind it.
         return _at_input(consumer, producer)
-    layout = _layout(place.returned, producer)
-    return Site(place.path, place.path, "output", producer, layout, 0, place.returned[1:])
+    layout = "LNF" if place.steps_first else _layout(place.returned, producer)
+    shape = _of_a_sample(place.returned, layout)
+    return Site(place.path, place.path, "output", producer, layout, 0, shape)
 
 
 def _at_input(consumer: Call, role: str) -> Site | None:
     if consumer.count > 1 or consumer.path is None or not consumer.floating:
         return None
-    given = consumer.given
+    given, steps_first = consumer.given, consumer.steps_first
     if time_major(consumer.module) and len(given) == 3:  # dropout there has samples in front
-        given = (given[1], given[0], given[2])
-    layout = _layout(given, role_of(consumer.module))
+        given, steps_first = (given[1], given[0], given[2]), False
+    layout = "LNF" if steps_first else _layout(given, role_of(consumer.module))
     name = f"{consumer.path}@input"
-    return Site(name, consumer.path, "input", _settled(role, layout), layout, 0, given[1:])
+    role, shape = _settled(role, layout), _of_a_sample(given, layout)
+    return Site(name, consumer.path, "input", role, layout, 0, shape)

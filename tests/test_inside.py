@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pack_sequence
 from droptune import Plan, Site, apply, find_sites, read
 from droptune.errors import ModelError, PlanError
 from droptune.inside import places, split
+from droptune.kinds import KINDS
 from tests.recurring import LAYERS, TOKENS, words
 
 
@@ -103,6 +104,31 @@ def test_layers_one_after_the_other_have_sites_at_the_input_of_each():
     assert before.shape == (4, 7, 6)
     gone = (after == 0)[:, :1]
     assert torch.equal(after == 0, gone.expand_as(after)) and 0 < gone.float().mean() < 1
+
+
+class StepsFirst(nn.Module):
+    """Has steps on the first axis from the embedding to the head, as torch does by default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb, self.rnn, self.drop = nn.Embedding(11, 5), nn.LSTM(5, 6), nn.Dropout(0.2)
+        self.mid, self.act, self.fc = nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 11)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.drop(self.rnn(self.emb(tokens.t()))[0])
+        return self.fc(self.act(self.mid(x))).transpose(0, 1)
+
+
+def test_where_steps_are_in_front_the_layout_says_so_and_locked_is_not_offered():
+    sites = {s.name: s for s in find_sites(StepsFirst(), TOKENS)}
+    layouts = {name: (site.layout, site.shape) for name, site in sites.items()}
+    assert {name: layouts[name] for name in ("rnn@input", "drop", "act")} == {
+        "rnn@input": ("NLF", (7, 5)), "drop": ("LNF", (7, 6)), "act": ("LNF", (7, 6)),
+    }  # fmt: skip
+    assert sites["act"].role == "head" and "fc@input" not in sites
+    assert KINDS["standard"].fits("LNF", "head") and not KINDS["locked"].fits("LNF", "head")
+    last = found(StepsFirst(), TOKENS.t()[:4])  # as many samples as steps: cannot be told
+    assert last["drop"].startswith("recurrent LNF")
 
 
 def test_packed_sequences_have_the_places_inside_but_no_input():

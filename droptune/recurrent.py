@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from droptune.errors import ModelError
 from droptune.kinds import Kind, Zoneout
 
 #: The state of a layer between two steps: hidden state, and the cell's where there is one.
@@ -261,7 +262,13 @@ class Stepped:
         self.module, self.sites = module, dict(sites)
 
     def __call__(self, input: Any, hx: Any = None) -> Any:
-        if self._acts() or torch._C._functorch.maybe_current_level() is not None:
+        mapped = torch._C._functorch.maybe_current_level() is not None
+        if mapped and isinstance(input, PackedSequence):
+            raise ModelError(
+                f"the model cannot be trained fused (its {type(self.module).__name__} is given a "
+                "PackedSequence, whose lengths are data); use trainer='serial'"
+            )
+        if mapped or self._acts():
             return forward(self.module, input, hx, self.sites)
         return type(self.module).forward(self.module, input, hx)
 

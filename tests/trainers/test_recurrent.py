@@ -5,9 +5,11 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from droptune import find_sites
 from droptune.data import Data
+from droptune.errors import ModelError
 from droptune.plan import Plan
 from droptune.space import Space
 from droptune.trainers import FusedTrainer, SerialTrainer, still_random
@@ -123,6 +125,27 @@ def test_given_states_and_steps_in_front_train_fused(make_task, make_data, weigh
     fused, serial = train(task, plans)
     check_equal_weights(fused, serial, plans, weights)
     assert (weights(fused, 1)["start"] != 0).all()
+
+
+class Packed(Words):
+    """Packs what it embeds; a token 0 ends a sentence."""
+
+    def forward(self, tokens):
+        lengths = (tokens != 0).sum(1).clamp(min=1).cpu()
+        packed = pack_padded_sequence(self.emb(tokens), lengths, True, enforce_sorted=False)
+        return self.fc(pad_packed_sequence(self.rnn(packed)[0], True, total_length=6)[0])
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_packed_sequences_train_one_by_one_and_say_why_not_fused(make_task):
+    task = make_task(sentences(), model=Packed, kinds={"rnn@state": ["locked"]}, **SETTINGS)
+    serial, fused = SerialTrainer(task, 1), FusedTrainer(task, 1)
+    for trainer in (serial, fused):
+        trainer.begin(0)
+        trainer.start(0, Plan({"rnn@state": ("locked", 0.3)}))
+    assert serial.epoch()[0].failed is None
+    with pytest.raises(ModelError, match="its LSTM is given a PackedSeq.* use trainer='serial'$"):
+        fused.epoch()
 
 
 # The AWD-LSTM: one plan, one space

@@ -139,7 +139,9 @@ def _direction(
         w_hidden = sites["weights"](w_hidden)
     step, noise = _STEPS[module.mode], _noise(sites, state, len(x))
     zones = [[zone.unbind() for zone in of_one] for of_one in noise.zones]
-    inputs, outputs = F.linear(x, w_in, b_in).unbind(), {}
+    # Flat: with more axes, vmap would copy the weights for each step.
+    inputs = F.linear(x.flatten(0, 1), w_in, b_in).unflatten(0, x.shape[:2]).unbind()
+    outputs: dict[int, Tensor] = {}
     backwards = module.bidirectional and index % 2
     for t in reversed(range(len(inputs))) if backwards else range(len(inputs)):
         read = state[0]

@@ -3,13 +3,13 @@
 `nn.LSTM`, `nn.GRU` and `nn.RNN` run as one kernel, which `torch.vmap` cannot map and inside
 which no dropout of ours can act. `forward` computes the same from the same parameters one step
 at a time. `Stepped` stands in a layer's own `forward` while a plan is on, and takes the steps
-only where they are needed: dropout is on inside the layer, or it is mapped.
+only where they are needed: dropout acts from one to the next, or the layer is mapped.
 
 Below sites, which lists the places inside these layers, and install, which puts dropout there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -76,9 +76,32 @@ def _relu(x: Tensor, h: Tensor, state: State) -> State:
 
 
 _STEPS: dict[str, Step] = {"LSTM": _lstm, "GRU": _gru, "RNN_TANH": _tanh, "RNN_RELU": _relu}
+_KERNELS: dict[str, Callable] = {
+    "LSTM": torch.lstm,
+    "GRU": torch.gru,
+    "RNN_TANH": torch.rnn_tanh,
+    "RNN_RELU": torch.rnn_relu,
+}
 
 
 # Many steps
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one forward of a module goes by.
+
+    Attributes:
+        module: whose parameters are used.
+        sites: the dropout inside it.
+        valid: which samples have a step, (L, N, 1); None: all have all.
+        fast: whether torch's kernel runs a layer in which nothing acts from step to step.
+    """
+
+    module: nn.RNNBase
+    sites: Mapping[str, Dropout]
+    valid: Tensor | None
+    fast: bool
 
 
 @dataclass
@@ -87,11 +110,14 @@ class _Noise:
 
     Attributes:
         reads: factors of the hidden state where the gates read it, (N, S).
-        zones: for each state the shares of its update that take place; each (L, N, S).
+        zones: for each state the shares of its update that take place; for each step (N, S).
     """
 
     reads: list[Tensor] = field(default_factory=list)
-    zones: list[list[Tensor]] = field(default_factory=list)
+    zones: list[list[Sequence[Tensor]]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.reads) or any(self.zones)
 
 
 def _noise(sites: Mapping[str, Dropout], state: State, steps: int) -> _Noise:
@@ -102,82 +128,94 @@ def _noise(sites: Mapping[str, Dropout], state: State, steps: int) -> _Noise:
         for kind in sites[name].kinds.values() if name in sites else ():
             if isinstance(kind, Zoneout):
                 ones = part.new_ones(part.shape[0], steps, part.shape[1])
-                noise.zones[-1].append(kind(ones).transpose(0, 1))
+                noise.zones[-1].append(kind(ones).unbind(1))
             elif kind.training:  # one mask for all steps
                 noise.reads.append(kind(part.new_ones(part.shape[0], 1, part.shape[1])).squeeze(1))
     return noise
 
 
-def _direction(
-    module: nn.RNNBase,
-    index: int,
-    x: Tensor,
-    state: State,
-    sites: Mapping[str, Dropout],
-    valid: Sequence[Tensor] | None,
+def _by_steps(
+    run: _Run, weights: Sequence[Tensor], x: Tensor, state: State, noise: _Noise
 ) -> tuple[Tensor, State]:
-    """Run one layer in one direction.
+    """Run one layer, in the order of its steps; arguments and result as in `_by_kernel`."""
+    w_in, w_hidden, *rest = weights
+    projection = rest.pop() if run.module.proj_size else None
+    b_in, b_hidden = rest or (None, None)
+    if run.module.mode != "GRU" and b_in is not None:  # elsewhere both are added to the same
+        b_in, b_hidden = b_in + b_hidden, None
+    step, outputs = _STEPS[run.module.mode], []
+    # Flat: with more axes, vmap would copy the weights for each step.
+    inputs = F.linear(x.flatten(0, 1), w_in, b_in).unflatten(0, x.shape[:2])
+    for t, given in enumerate(inputs.unbind()):
+        read = state[0]
+        for factor in noise.reads:
+            read = read * factor
+        new = step(given, F.linear(read, w_hidden, b_hidden), state)
+        if projection is not None:
+            new = (F.linear(new[0], projection), *new[1:])
+        for i, zones in enumerate(noise.zones):
+            for zone in zones:  # at a share of 1 exactly the new state
+                new = (*new[:i], torch.lerp(state[i], new[i], zone[t]), *new[i + 1 :])
+        if run.valid is not None:
+            valid = run.valid[t]
+            new = tuple(torch.where(valid, n, o) for n, o in zip(new, state, strict=True))
+        outputs.append(new[0])
+        state = new
+    return torch.stack(outputs), state
+
+
+def _by_kernel(
+    run: _Run, weights: Sequence[Tensor], x: Tensor, state: State
+) -> tuple[Tensor, State]:
+    """Run one layer as torch does, with weights of our own.
 
     Args:
-        module: whose parameters these are.
-        index: of the layer's direction among all: the odd ones of a bidirectional module run
-            backwards.
+        run: what the forward goes by.
+        weights: of the layer, in torch's order.
         x: the layer's input, (L, N, F).
         state: before the first step, each (N, S).
-        sites: the dropout inside the module.
-        valid: for each step which samples have it, (N, 1); None: all.
 
     Returns:
         The hidden states (L, N, S), and the state after the last step.
     """
-    w_in, w_hidden, *rest = module.all_weights[index]
-    projection = rest.pop() if module.proj_size else None
-    b_in, b_hidden = rest or (None, None)
-    if module.mode != "GRU" and b_in is not None:  # elsewhere both are added to the same
-        b_in, b_hidden = b_in + b_hidden, None
-    if "weights" in sites:
-        w_hidden = sites["weights"](w_hidden)
-    step, noise = _STEPS[module.mode], _noise(sites, state, len(x))
-    zones = [[zone.unbind() for zone in of_one] for of_one in noise.zones]
-    # Flat: with more axes, vmap would copy the weights for each step.
-    inputs = F.linear(x.flatten(0, 1), w_in, b_in).unflatten(0, x.shape[:2]).unbind()
-    outputs: dict[int, Tensor] = {}
-    backwards = module.bidirectional and index % 2
-    for t in reversed(range(len(inputs))) if backwards else range(len(inputs)):
-        read = state[0]
-        for factor in noise.reads:
-            read = read * factor
-        new = step(inputs[t], F.linear(read, w_hidden, b_hidden), state)
-        if projection is not None:
-            new = (F.linear(new[0], projection), *new[1:])
-        for i, shares in enumerate(zones):
-            for share in shares:  # at a share of 1 exactly the new state
-                new = (*new[:i], torch.lerp(state[i], new[i], share[t]), *new[i + 1 :])
-        if valid is not None:
-            new = tuple(torch.where(valid[t], n, o) for n, o in zip(new, state, strict=True))
-        outputs[t], state = new[0], new
-    return torch.stack([outputs[t] for t in range(len(inputs))]), state
+    start = tuple(part[None] for part in state)
+    hx: Any = start if run.module.mode == "LSTM" else start[0]
+    options = (run.module.bias, 1, 0.0, run.module.training, False, False)
+    output, *end = _KERNELS[run.module.mode](x, hx, weights, *options)
+    return output, tuple(part[0] for part in end)
 
 
-def _layers(
-    module: nn.RNNBase,
-    x: Tensor,
-    states: State,
-    sites: Mapping[str, Dropout],
-    valid: Sequence[Tensor] | None = None,
-) -> tuple[Tensor, State]:
+def _direction(run: _Run, index: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+    """Run one layer in one direction: of all those of a bidirectional module the odd ones go
+    backwards; the rest as in `_by_kernel`.
+    """
+    w_in, w_hidden, *rest = run.module.all_weights[index]
+    if "weights" in run.sites:
+        w_hidden = run.sites["weights"](w_hidden)
+    weights, noise = [w_in, w_hidden, *rest], _noise(run.sites, state, len(x))
+    backwards = run.module.bidirectional and index % 2
+    if backwards:
+        x = x.flip(0)
+        run = run if run.valid is None else replace(run, valid=run.valid.flip(0))
+    if run.fast and not noise:
+        output, state = _by_kernel(run, weights, x, state)
+    else:
+        output, state = _by_steps(run, weights, x, state, noise)
+    return output.flip(0) if backwards else output, state
+
+
+def _layers(run: _Run, x: Tensor, states: State) -> tuple[Tensor, State]:
     """Run all layers on (L, N, F); states are those of all layers and directions."""
-    directions, ends = 1 + module.bidirectional, []
-    for layer in range(module.num_layers):
-        if layer and "between" in sites:
-            x = sites["between"](x.transpose(0, 1)).transpose(0, 1)
+    directions, ends = 1 + run.module.bidirectional, []
+    for layer in range(run.module.num_layers):
+        if layer and "between" in run.sites:
+            x = run.sites["between"](x.transpose(0, 1)).transpose(0, 1)
         outputs = []
         for index in range(layer * directions, (layer + 1) * directions):
-            start = tuple(state[index] for state in states)
-            output, end = _direction(module, index, x, start, sites, valid)
+            output, end = _direction(run, index, x, tuple(state[index] for state in states))
             outputs.append(output)
             ends.append(end)
-        x = torch.cat(outputs, -1) if module.bidirectional else outputs[0]
+        x = torch.cat(outputs, -1) if run.module.bidirectional else outputs[0]
     return x, tuple(torch.stack(parts) for parts in zip(*ends, strict=True))
 
 
@@ -194,14 +232,22 @@ def _ended(module: nn.RNNBase, states: State) -> Any:
     return states if module.mode == "LSTM" else states[0]
 
 
-def forward(module: nn.RNNBase, x: Any, hx: Any = None, sites: Mapping[str, Dropout] = {}) -> Any:  # noqa: B006
-    """Return what the module's own forward returns, with dropout inside, step by step.
+def forward(
+    module: nn.RNNBase,
+    x: Any,
+    hx: Any = None,
+    sites: Mapping[str, Dropout] = {},  # noqa: B006
+    fast: bool = False,
+) -> Any:
+    """Return what the module's own forward returns, with dropout inside.
 
     Args:
         module: an `nn.LSTM`, `nn.GRU` or `nn.RNN`; its own `dropout` does not act.
         x: as its forward takes it, a `PackedSequence` too.
         hx: states to begin with, or None.
         sites: "between", "state", "cell", "weights" -> what acts there.
+        fast: whether torch's kernel, which `torch.func` cannot map, runs the layers in which
+            nothing acts from step to step. Packed sequences go step by step all the same.
 
     Raises:
         RuntimeError: shapes do not go together, as torch says it.
@@ -209,6 +255,7 @@ def forward(module: nn.RNNBase, x: Any, hx: Any = None, sites: Mapping[str, Drop
     """
     if isinstance(x, PackedSequence):
         return _on_packed(module, x, hx, sites)
+    run = _Run(module, sites, None, fast)
     if x.dim() not in (2, 3):
         raise ValueError(f"{module.mode}: Expected input to be 2D or 3D, got {x.dim()}D instead")
     sample = 0 if module.batch_first else 1
@@ -219,7 +266,7 @@ def forward(module: nn.RNNBase, x: Any, hx: Any = None, sites: Mapping[str, Drop
             hx = _ended(module, tuple(h.unsqueeze(1) for h in _start(module, x, hx, 1)))
     states = _start(module, x, hx, x.shape[sample])
     module.check_forward_args(x, _ended(module, states), None)
-    output, states = _layers(module, x.transpose(0, 1) if sample == 0 else x, states, sites)
+    output, states = _layers(run, x.transpose(0, 1) if sample == 0 else x, states)
     output = output.transpose(0, 1) if sample == 0 else output
     if single:
         output, states = output.squeeze(sample), tuple(state.squeeze(1) for state in states)
@@ -234,8 +281,8 @@ def _on_packed(module: nn.RNNBase, x: PackedSequence, hx: Any, sites: Mapping) -
         states = tuple(state.index_select(1, x.sorted_indices) for state in states)
     module.check_forward_args(x.data, _ended(module, states), x.batch_sizes)
     steps = torch.arange(len(padded), device=padded.device)[:, None, None]
-    valid = (steps < lengths.to(padded.device)[:, None]).unbind()
-    output, states = _layers(module, padded, states, sites, valid)
+    valid = steps < lengths.to(padded.device)[:, None]
+    output, states = _layers(_Run(module, sites, valid, False), padded, states)
     if x.unsorted_indices is not None:
         states = tuple(state.index_select(1, x.unsorted_indices) for state in states)
     packed = pack_padded_sequence(output, lengths).data
@@ -248,9 +295,10 @@ def _on_packed(module: nn.RNNBase, x: PackedSequence, hx: Any, sites: Mapping) -
 class Stepped:
     """A recurrent layer's forward while a plan is on: torch's own, or step by step.
 
-    Step by step where dropout is on inside the layer, and under `torch.func`, whose `vmap` knows
-    no rule for torch's own. Elsewhere torch's kernel runs, which is faster: with all dropout
-    off, and in eval mode, unless zoneout is on, which acts there too.
+    Step by step where dropout acts from step to step, and under `torch.func`, whose `vmap` knows
+    no rule for torch's own. Elsewhere torch's kernel runs, which is faster: layer by layer with
+    dropout between layers or of weights, and as a whole with all of it off and in eval mode,
+    unless zoneout is on, which acts there too.
 
     It stands in the module's `forward`, and holds no function made at run time, so that the
     model can be pickled and deep-copied.
@@ -270,13 +318,15 @@ class Stepped:
                 f"the model cannot be trained fused (its {type(self.module).__name__} is given a "
                 "PackedSequence, whose lengths are data); use trainer='serial'"
             )
-        if mapped or self._acts():
+        if mapped:
             return forward(self.module, input, hx, self.sites)
+        if acting := {name: site for name, site in self.sites.items() if self._acts(site)}:
+            return forward(self.module, input, hx, acting, fast=True)
         return type(self.module).forward(self.module, input, hx)
 
-    def _acts(self) -> bool:
-        entries = [site.entry for site in self.sites.values() if site.entry is not None]
-        return any(self.module.training or entry.kind == Zoneout.name for entry in entries)
+    def _acts(self, site: Dropout) -> bool:
+        entry = site.entry
+        return entry is not None and (self.module.training or entry.kind == Zoneout.name)
 
 
 def watch(module: nn.RNNBase, sites: Mapping[str, Dropout]) -> None:

@@ -32,10 +32,10 @@ def gradients(module: nn.Module, result) -> list[Tensor]:
     return list(torch.autograd.grad(loss, list(module.parameters())))
 
 
-def check_equal(module: nn.RNNBase, x, hx=None) -> None:
+def check_equal(module: nn.RNNBase, x, hx=None, fast: bool = False) -> None:
     """Check that outputs, states and gradients are those of torch, of the same layout."""
     dtype = next(module.parameters()).dtype
-    ours, theirs = recurrent.forward(module, x, hx), module(x, hx)
+    ours, theirs = recurrent.forward(module, x, hx, {}, fast), module(x, hx)
     assert type(ours[0]) is type(theirs[0]) and type(ours[1]) is type(theirs[1])
     close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
     for one, other in zip(tensors(ours), tensors(theirs), strict=True):
@@ -69,9 +69,10 @@ def start(module: nn.RNNBase, *batch: int):
     axes=st.sampled_from(["batch", "one sample", "packed", "packed unsorted"]),
     states=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.float64]),
+    fast=st.booleans(),
 )
 def test_every_form_of_a_layer_computes_what_torch_computes(
-    layer, layers, bidirectional, batch_first, bias, projected, axes, states, dtype
+    layer, layers, bidirectional, batch_first, bias, projected, axes, states, dtype, fast
 ):
     options = {"proj_size": 2} if projected and layer == "LSTM" else {}
     torch.manual_seed(0)
@@ -86,7 +87,7 @@ def test_every_form_of_a_layer_computes_what_torch_computes(
     else:
         batch = (3,) if axes == "batch" else ()
         x = torch.randn(*((3, 6) if batch and batch_first else (6, *batch)), 5, dtype=dtype)
-    check_equal(module, x, start(module, *batch) if states else None)
+    check_equal(module, x, start(module, *batch) if states else None, fast)
 
 
 def test_a_parametrised_layer_computes_with_the_weights_that_it_makes():
@@ -233,19 +234,21 @@ def test_the_mean_of_an_update_in_training_is_what_eval_does():
 
 @pytest.fixture
 def steps(monkeypatch) -> list[nn.Module]:
-    """The layers that have run step by step."""
-    seen, forward = [], recurrent.forward
+    """The modules of which a layer has run step by step."""
+    seen, by_steps = [], recurrent._by_steps
 
-    def noted(module, *args):
-        seen.append(module)
-        return forward(module, *args)
+    def noted(run, *args):
+        seen.append(run.module)
+        return by_steps(run, *args)
 
-    monkeypatch.setattr(recurrent, "forward", noted)
+    monkeypatch.setattr(recurrent, "_by_steps", noted)
     return seen
 
 
 def test_torchs_own_kernel_runs_unless_dropout_is_on_inside(steps):
-    for plan in ({}, {"emb@rows": ("embedding", 0.5)}, {"rnn@input": ("locked", 0.5)}):
+    outside = {"emb@rows": ("embedding", 0.5), "rnn@input": ("locked", 0.5)}
+    layers = {"rnn@weights": ("weight_drop", 0.5), "rnn@between": ("locked", 0.5)}
+    for plan in ({}, outside, outside | layers):
         apply(words(), Plan(plan))(TOKENS)
     model = words()
     install(model, inside(words()))  # at rate 0
@@ -253,9 +256,9 @@ def test_torchs_own_kernel_runs_unless_dropout_is_on_inside(steps):
     assert not steps
     model = apply(words(), Plan({"rnn@state": ("locked", 0.5)}))
     model(TOKENS)
-    assert steps == [model.rnn]
+    assert steps == [model.rnn, model.rnn]  # it has two layers
     model.eval()(TOKENS)
-    assert steps == [model.rnn]
+    assert len(steps) == 2
 
 
 def test_under_vmap_the_steps_run_in_eval_mode_too(steps):
@@ -266,7 +269,7 @@ def test_under_vmap_the_steps_run_in_eval_mode_too(steps):
         return torch.func.functional_call(models[0], (state, buffers), (TOKENS,))
 
     mapped = torch.vmap(member)(state, buffers)
-    assert steps == [models[0].rnn]
+    assert steps == [models[0].rnn] * 2
     for one, model in zip(mapped, models, strict=True):
         torch.testing.assert_close(one, model(TOKENS), rtol=1e-6, atol=1e-6)
 

@@ -245,7 +245,7 @@ def steps(monkeypatch) -> list[nn.Module]:
     return seen
 
 
-def test_torchs_own_kernel_runs_unless_dropout_is_on_inside(steps):
+def test_torchs_own_kernel_runs_unless_dropout_is_on_inside(steps, monkeypatch):
     outside = {"emb@rows": ("embedding", 0.5), "rnn@input": ("locked", 0.5)}
     layers = {"rnn@weights": ("weight_drop", 0.5), "rnn@between": ("locked", 0.5)}
     for plan in ({}, outside, outside | layers):
@@ -257,8 +257,8 @@ def test_torchs_own_kernel_runs_unless_dropout_is_on_inside(steps):
     model = apply(words(), Plan({"rnn@state": ("locked", 0.5)}))
     model(TOKENS)
     assert steps == [model.rnn, model.rnn]  # it has two layers
+    monkeypatch.setattr(recurrent, "forward", None)
     model.eval()(TOKENS)
-    assert len(steps) == 2
 
 
 def test_under_vmap_the_steps_run_in_eval_mode_too(steps):

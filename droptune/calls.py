@@ -13,8 +13,10 @@ from torch.nn.utils import parametrize
 
 from droptune.errors import ModelError
 from droptune.functional import Calls, Drop, ordinal
+from droptune.recurrent import is_recurrent, time_major
 
-#: Where a dropout module keeps the rate it was given with while a plan is on.
+#: Where a dropout module or a recurrent layer keeps the attribute of its rate, and the rate that
+#: it was given with, while a plan is on.
 GIVEN = "_droptune_given"
 
 #: The kind of dropout that each of torch's own modules applies.
@@ -44,6 +46,13 @@ def dropout_kind(module: nn.Module) -> str | None:
     return DROPOUT_MODULES.get(type(module))
 
 
+def rate_attribute(module: nn.Module) -> str | None:
+    """Return where a layer of torch keeps the rate of its dropout; None for others."""
+    if dropout_kind(module):
+        return "p"
+    return "dropout" if is_recurrent(module) else None
+
+
 def call(model: nn.Module, example: Any) -> Any:
     """Call a model on an example: a tensor, a tuple of arguments, or a dict of keywords."""
     if isinstance(example, Mapping):
@@ -67,6 +76,7 @@ class Call:
     call: str = ""  # "@dropout", "@attention" ...: of a function that drops
     kind: str | None = None
     rate: float | None = None
+    steps_first: bool = False  # (L, N, F), as a recurrent layer before it has returned
 
 
 def what_is(module: nn.Module) -> str | None:
@@ -208,15 +218,19 @@ def _attends(x: Tensor) -> bool:
 
 
 def _count(calls: list[Call]) -> None:
-    """Say of each call whether it is its module's first, and which role feeds it."""
+    """Say of each call whether it is its module's first, and what feeds it."""
     counts = Counter((seen.path, seen.call) for seen in calls if seen.path is not None)
     met: set[tuple[str, str]] = set()
-    role = "input"
+    role, sequence = "input", ()
     for seen in calls:
         if seen.path is not None:
             place = (seen.path, seen.call)
             seen.count, seen.first = counts[place], place not in met
             met.add(place)
         seen.role = role
+        shape = seen.given or seen.returned
+        seen.steps_first = len(shape) == 3 and shape[:2] == sequence
         if seen.what == "weight":
             role = role_of(seen.module)  # type: ignore[arg-type]
+            if time_major(seen.module) and len(seen.returned) == 3:  # type: ignore[arg-type]
+                sequence = seen.returned[:2]

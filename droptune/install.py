@@ -5,12 +5,14 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from droptune import functional
-from droptune.calls import GIVEN, dropout_kind
+from droptune import functional, inside, recurrent
+from droptune.calls import GIVEN, dropout_kind, rate_attribute
 from droptune.errors import ModelError, PlanError, nearest
 from droptune.kinds import KINDS, Kind
+from droptune.kinds.base import INSIDE
 from droptune.plan import Entry, Plan
 from droptune.recomputation import Memory
 from droptune.sites import has_plan
@@ -80,9 +82,10 @@ def buffer_values(kind: str, entry: Entry | None, progress: float) -> dict[str, 
 def apply(model: nn.Module, plan: Plan, *, seed: int | None = None) -> nn.Module:
     """Put a plan on a model, in place, instead of any dropout it had.
 
-    `state_dict` keys and eval outputs stay as they are; `remove` undoes it. The masks come
-    from generators of droptune's own and leave torch's global one alone. A plan in which a
-    rate moves stands at the beginning of training: call `advance` before each epoch.
+    `state_dict` keys and eval outputs stay as they are, but for zoneout, which acts in eval
+    mode, too; `remove` undoes it. The masks come from generators of droptune's own and leave
+    torch's global one alone. A plan in which a rate moves stands at the beginning of training:
+    call `advance` before each epoch.
 
     Args:
         model: the model; the plan's sites must be found in it.
@@ -124,12 +127,17 @@ def remove(model: nn.Module) -> nn.Module:
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [k for k, hook in hooks.items() if _is_ours(hook)]:
                 del hooks[key]
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
+                for marks in (
+                    module._forward_pre_hooks_with_kwargs,
+                    module._forward_hooks_with_kwargs,
+                ):
+                    marks.pop(key, None)  # keys are of all hooks of a module together
         for key in [k for k, child in module._modules.items() if isinstance(child, SiteDropout)]:
             del module._modules[key]
         if hasattr(module, GIVEN):
-            module.p = getattr(module, GIVEN)
+            setattr(module, *getattr(module, GIVEN))
             delattr(module, GIVEN)
+        recurrent.let_go(module)
         if (watched := functional.watched(module)) is not None:
             watched.let_go()
     return model
@@ -148,6 +156,10 @@ def read(model: nn.Module) -> Plan:
     if ours or has_plan(model):
         return Plan({site: d.entry for site, d in ours.items() if d.entry is not None})
     given = {path: (dropout_kind(m), m.p) for path, m in model.named_modules() if dropout_kind(m)}
+    for path, module in model.named_modules():
+        for name, place in inside.places(module).items():
+            if place.kind is not None:
+                given[f"{path}@{name}"] = (place.kind, place.rate)
     return Plan(given)  # type: ignore[arg-type]
 
 
@@ -169,17 +181,15 @@ def install(model: nn.Module, kinds: Mapping[str, Iterable[str]]) -> None:
         for path, module in model.named_modules()
         if not isinstance(module, SiteDropout | Kind)
     }
-    for name in kinds:
-        path, call = _place(name)
-        if path not in modules or name == "" or (call and not functional.can_call(modules[path])):
-            known = [path for path in modules if path] + ["@input"]
-            raise PlanError(f"the model has no site {name!r}{nearest(name, known)}")
+    for name, allowed in kinds.items():
+        _check(name, allowed, modules)
     remove(model)  # only now: a plan that does not fit leaves the one that is on
     for module in modules.values():
-        if dropout_kind(module):
-            setattr(module, GIVEN, module.p)
-            module.p = 0.0
+        if (attribute := rate_attribute(module)) is not None:
+            setattr(module, GIVEN, (attribute, getattr(module, attribute)))
+            setattr(module, attribute, 0.0)
     replaced: dict[str, dict[str, functional.Drop]] = {}
+    within: dict[str, dict[str, SiteDropout]] = {}
     for name, allowed in kinds.items():
         path, call = _place(name)
         module = modules[path]
@@ -187,8 +197,12 @@ def install(model: nn.Module, kinds: Mapping[str, Iterable[str]]) -> None:
         home = next(m for m in module.modules() if _can_host(m))
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         home.add_module(f"droptune {name.replace('.', '/')}", dropout.to(device))
-        if call:
+        if functional.split(name):
             replaced.setdefault(path, {})[call] = dropout.drop
+        elif call == "rows":
+            module.register_forward_hook(partial(_drop_rows, dropout), with_kwargs=True)
+        elif call:
+            within.setdefault(path, {})[call] = dropout
         elif name.endswith("@input"):
             hook = partial(_drop_input, dropout)
             module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
@@ -196,6 +210,9 @@ def install(model: nn.Module, kinds: Mapping[str, Iterable[str]]) -> None:
             module.register_forward_hook(partial(_drop_output, dropout))
     callers = {m: replaced.get(p, {}) for p, m in modules.items() if functional.can_call(m)}
     functional.watch(callers, [m for m in modules.values() if dropout_kind(m)])
+    for path, module in modules.items():
+        if recurrent.is_recurrent(module):
+            recurrent.watch(module, within.get(path, {}))
 
 
 def installed(model: nn.Module) -> dict[str, SiteDropout]:
@@ -211,8 +228,43 @@ def seed_noise(model: nn.Module, seed: int, clock: int = 0) -> None:
 
 
 def _place(name: str) -> tuple[str, str]:
-    """Return the path of a site's module, and which call of a function it is, or ""."""
-    return functional.split(name) or (name.removesuffix("@input"), "")
+    """Return the path of a site's module, and which call in it or place inside it, or ""."""
+    return functional.split(name) or inside.split(name) or (name.removesuffix("@input"), "")
+
+
+def _check(name: str, kinds: Iterable[str], modules: Mapping[str, nn.Module]) -> None:
+    """Check that a model has a site, and that kinds can act there.
+
+    Raises:
+        PlanError: it has no such site, or a kind is of another sort of place.
+    """
+    path, call = _place(name)
+    known = path in modules and name != ""
+    places = inside.places(modules[path]) if known else {}
+    if known and inside.split(name):
+        known = call in places
+    elif known and call:
+        known = functional.can_call(modules[path])
+    if not known:
+        there = [f"{p}@{place}" for p, m in modules.items() for place in inside.places(m)]
+        names = [path for path in modules if path] + ["@input"] + there
+        raise PlanError(f"the model has no site {name!r}{nearest(name, names)}")
+    layout = places[call].layout if call in places else None
+    for kind in kinds:
+        if layout in INSIDE and not KINDS[kind].fits(layout, "recurrent"):
+            allowed = ", ".join(k for k in KINDS if KINDS[k].fits(layout, "recurrent"))
+            raise PlanError(f"site {name!r} cannot have kind {kind!r}; allowed there: {allowed}")
+        if layout not in INSIDE and KINDS[kind].only_inside():
+            raise PlanError(
+                f"site {name!r} cannot have kind {kind!r}, which acts inside layers alone, at "
+                f"sites such as {_example(kind)!r}; name another kind there"
+            )
+
+
+def _example(kind: str) -> str:
+    """Return the name of a site inside a layer that a kind fits."""
+    examples = {"NLS": "rnn@state", "NLM": "rnn@cell", "GS": "rnn@weights", "VF": "emb@rows"}
+    return next(name for layout, name in examples.items() if layout in KINDS[kind].layouts)
 
 
 def _can_host(module: nn.Module) -> bool:
@@ -223,7 +275,7 @@ def _can_host(module: nn.Module) -> bool:
 
 
 def _is_ours(hook: Any) -> bool:
-    return isinstance(hook, partial) and hook.func in (_drop_input, _drop_output)
+    return isinstance(hook, partial) and hook.func in (_drop_input, _drop_output, _drop_rows)
 
 
 # Module-level functions, so that a model with a plan can be pickled and deep-copied.
@@ -235,9 +287,24 @@ def _drop_input(
     dropout: SiteDropout, module: nn.Module, args: tuple, kwargs: dict
 ) -> tuple[tuple, dict]:
     if args:
-        return (_dropped(dropout, args[0]), *args[1:]), kwargs
+        return (_dropped_first(dropout, module, args[0]), *args[1:]), kwargs
     first = next(iter(kwargs))
-    return args, {**kwargs, first: _dropped(dropout, kwargs[first])}
+    return args, {**kwargs, first: _dropped_first(dropout, module, kwargs[first])}
+
+
+def _drop_rows(
+    dropout: SiteDropout, module: nn.Embedding, args: tuple, kwargs: dict, output: Tensor
+) -> Tensor:
+    """Drop rows of an embedding where they were read: the rest of it need not be touched."""
+    tokens = args[0] if args else next(iter(kwargs.values()))
+    return output * F.embedding(tokens, dropout(output.new_ones(module.num_embeddings, 1)))
+
+
+def _dropped_first(dropout: SiteDropout, module: nn.Module, value: Any) -> Tensor:
+    """Drop at a module's input, with samples in front also where the layer has steps there."""
+    if recurrent.time_major(module) and isinstance(value, Tensor) and value.dim() == 3:
+        return _dropped(dropout, value.transpose(0, 1)).transpose(0, 1)
+    return _dropped(dropout, value)
 
 
 def _dropped(dropout: SiteDropout, value: Any) -> Tensor:

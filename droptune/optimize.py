@@ -59,7 +59,7 @@ class Optimization:
         if still_random(self.study.built, self.study.batch):
             self.shown.message(
                 "the model draws random numbers in training that droptune does not reach yet "
-                "(recurrent dropout, noise of its own): they stay as they are in all trials"
+                "(noise of its own): they stay as they are in all trials"
             )
         with Store(self.study.url) as store:
             self.store = store

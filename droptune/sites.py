@@ -12,7 +12,11 @@ from torch import nn
 from droptune.calls import GIVEN, Call, call, first_tensor, is_floating, role_of, shape_of, watch
 from droptune.errors import ModelError
 from droptune.functional import leaks, watched
-from droptune.kinds.base import CHANNELS_FIRST, Kind
+from droptune.inside import places
+from droptune.kinds.base import CHANNELS_FIRST, INSIDE, Kind
+from droptune.recurrent import time_major
+
+_INSIDE_KINDS = {"NLS": "locked", "NLM": "zoneout", "GS": "weight_drop", "VF": "embedding"}
 
 
 @dataclass(frozen=True)
@@ -23,17 +27,19 @@ class Site:
         name: what a plan calls it: the module's dotted path; with "@input" behind it when
             the place is the module's input; "@input" alone is the input of the model. With
             "@dropout" or "@attention" behind it, the call of a function in that module's
-            forward; "@dropout.1" is the second such call.
+            forward; "@dropout.1" is the second such call. With "@between", "@state", "@cell",
+            "@weights" or "@rows", a place inside that layer (`droptune.inside`).
         path: the dotted path of the module it is reached by; "" is the model itself.
         reach: "module" (an existing dropout module), "output" or "input" (of the module),
-            "function" (a call in its forward).
+            "function" (a call in its forward), "inside" (a place inside a layer).
         role: "input", "embedding", "hidden", "conv", "recurrent", "attention" (weights
             of attention) or "head".
-        layout: the axes of the tensor, such as "NF" or "NCHW": N sample, C channel,
+        layout: the axes of the tensor, such as "NF", "NCHW" or "LNF": N sample, C channel,
             F feature, L position, D, H, W space, ? unknown; "NHLL" and "NLL" are weights
-            of attention, H the head.
+            of attention, H the head; "NLS" and "NLM" are a recurrent layer's hidden state and
+            memory cell, "GS" its hidden-to-hidden matrices, "VF" the rows of an embedding.
         depth: the place in call order, from 0.
-        shape: the tensor's shape without the batch axis.
+        shape: the tensor's shape without the batch axis; of weights all of it.
         kind: the kind of dropout found there, or None.
         rate: the rate found there, or None.
         calls: how often it is called in one forward; above 1 the calls share one rate. For
@@ -53,9 +59,15 @@ class Site:
 
     @property
     def default_kind(self) -> str:
-        """The kind found there; else channel for convolutions, standard for the rest."""
+        """The kind found there; else channel for convolutions, standard for the rest.
+
+        Inside layers: locked for hidden states, zoneout for memory cells, weight_drop for
+        hidden-to-hidden matrices, embedding for rows.
+        """
         if self.kind is not None:
             return self.kind
+        if self.layout in INSIDE:
+            return _INSIDE_KINDS[self.layout]
         return "channel" if self.layout in CHANNELS_FIRST and self.role == "conv" else "standard"
 
     def to_json(self) -> dict[str, Any]:
@@ -67,8 +79,9 @@ def find_sites(model: nn.Module, example: Any) -> tuple[Site, ...]:
     """Return the sites of a model, in call order.
 
     Listed are the model's input, the place after each hidden activation, the place before
-    the head, every dropout module of torch that is called, and every call of a function that
-    drops, inside attention too. Where a norm follows an activation the place is behind the
+    the head, the input of each recurrent layer, every dropout module of torch that is called,
+    every call of a function that drops, inside attention too, and the places inside recurrent
+    layers and embeddings. Where a norm follows an activation the place is behind the
     norm: noise in front of a BatchNorm shifts its statistics (Li et al.,
     https://arxiv.org/abs/1801.05134).
 
@@ -89,6 +102,7 @@ def find_sites(model: nn.Module, example: Any) -> tuple[Site, ...]:
         raise ModelError("the model has a plan on it; take it off first: droptune.remove(model)")
     calls = watch(model, example)
     found = _existing(calls) + _model_input(calls, example) + _insertions(calls)
+    found += _inside(calls, example)
     sites = sorted(found, key=lambda place: place[0])
     return tuple(replace(site, depth=depth) for depth, (_, site) in enumerate(sites))
 
@@ -105,11 +119,41 @@ def has_plan(model: nn.Module) -> bool:
     )
 
 
+def _inside(calls: list[Call], example: Any) -> list[tuple[float, Site]]:
+    """Return the places inside layers; of embeddings, those that are asked for each sample."""
+    found, samples = [], shape_of(example)[:1]
+    for index, seen in enumerate(calls):
+        if seen.what != "weight" or seen.path is None or not seen.first:
+            continue
+        if role_of(seen.module) == "embedding" and not set(samples) <= set(seen.given):
+            continue  # of positions, say
+        for step, (name, place) in enumerate(places(seen.module, seen.given).items()):
+            site = Site(
+                name=f"{seen.path}@{name}",
+                path=seen.path,
+                reach="inside",
+                role=role_of(seen.module),
+                layout=place.layout,
+                depth=0,
+                shape=place.shape,
+                kind=place.kind,
+                rate=place.rate,
+                calls=seen.count * place.calls,
+            )
+            found.append((index + step / 10, site))
+    return found
+
+
 def _layout(shape: tuple[int, ...], role: str) -> str:
     channels_first = role == "conv"
     names = {2: "NF", 3: "NCL" if channels_first else "NLF", 5: "NCDHW"}
     names[4] = "NCHW" if channels_first else "NHWF"
     return names.get(len(shape), "N" + "?" * (len(shape) - 1))
+
+
+def _of_a_sample(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """Return a shape without the axis of samples."""
+    return (shape[0], *shape[2:]) if layout == "LNF" else shape[1:]
 
 
 def _head(calls: list[Call]) -> int:
@@ -137,7 +181,7 @@ def _existing(calls: list[Call]) -> list[tuple[float, Site]]:
             role=role,
             layout=layout,
             depth=0,
-            shape=seen.given[1:],
+            shape=_of_a_sample(seen.given, layout),
             kind=seen.kind,
             rate=seen.rate,
             calls=seen.count,
@@ -154,6 +198,7 @@ def _role_and_layout(calls: list[Call], index: int) -> tuple[str, str]:
         return "attention", layouts.get(len(seen.given), _layout(seen.given, "hidden"))
     role = "hidden" if _is_turned(calls, index) else seen.role
     layout = _layout(seen.given, _consumer(calls, index) if role == "input" else role)
+    layout = "LNF" if seen.steps_first else layout
     role = _settled(role, layout)
     if role == "hidden" and _is_before_head(calls, index):
         role = "head"
@@ -205,10 +250,15 @@ def _insertions(calls: list[Call]) -> list[tuple[float, Site]]:
         producer = role_of(calls[start].module)
         site = _after_activation(between, calls[stop], producer)
         before_head = stop == weights[-1]
-        same_tensor = site is not None and site.shape == calls[stop].given[1:]
+        same_tensor = site is not None and site.shape == _of_a_sample(
+            calls[stop].given, site.layout
+        )
         if site is not None:
             role = "head" if before_head and same_tensor and site.role == "hidden" else site.role
             found.append((stop - 0.5, replace(site, role=role)))
+        if site is None and not before_head and isinstance(calls[stop].module, nn.RNNBase):
+            site = _at_input(calls[stop], producer)
+            found += [(stop - 0.5, site)] if site is not None else []
         if before_head and not same_tensor:
             head = _at_input(calls[stop], "head")
             if head is not None:
@@ -226,13 +276,18 @@ def _after_activation(between: list[Call], consumer: Call, producer: str) -> Sit
     if place.path is None or place.count > 1:
         # A function, or one module for several places: reach the place from behind it.
         return _at_input(consumer, producer)
-    layout = _layout(place.returned, producer)
-    return Site(place.path, place.path, "output", producer, layout, 0, place.returned[1:])
+    layout = "LNF" if place.steps_first else _layout(place.returned, producer)
+    shape = _of_a_sample(place.returned, layout)
+    return Site(place.path, place.path, "output", producer, layout, 0, shape)
 
 
 def _at_input(consumer: Call, role: str) -> Site | None:
     if consumer.count > 1 or consumer.path is None or not consumer.floating:
         return None
-    layout = _layout(consumer.given, role_of(consumer.module))
+    given, steps_first = consumer.given, consumer.steps_first
+    if time_major(consumer.module) and len(given) == 3:  # dropout there has samples in front
+        given, steps_first = (given[1], given[0], given[2]), False
+    layout = "LNF" if steps_first else _layout(given, role_of(consumer.module))
     name = f"{consumer.path}@input"
-    return Site(name, consumer.path, "input", _settled(role, layout), layout, 0, consumer.given[1:])
+    role, shape = _settled(role, layout), _of_a_sample(given, layout)
+    return Site(name, consumer.path, "input", role, layout, 0, shape)

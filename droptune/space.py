@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from droptune.errors import SpaceError, nearest
 from droptune.kinds import KINDS, Setting
+from droptune.kinds.base import INSIDE
 from droptune.plan import Entry, Plan
 from droptune.schedule import SCHEDULES
 from droptune.sites import Site
@@ -49,12 +50,20 @@ def highest_rate(role: str) -> float:
     return HIGHEST_RATE.get(role, HIGHEST_ELSEWHERE)
 
 
+def group_of(site: Site) -> str:
+    """Return what a site shares parameters with: its role, or what is in that place of a layer."""
+    if site.layout in INSIDE:
+        return f"{site.role}@{site.name.rpartition('@')[2]}"
+    return site.role
+
+
 class Encoding(ABC):
     """How rates are spelled as parameters. A strategy of `Space`."""
 
     def __init__(self, sites: Sequence[Site]) -> None:
         self.sites = sites
-        self.roles = list(dict.fromkeys(site.role for site in sites))
+        #: Group -> the role of its sites; a group shares parameters.
+        self.groups = {group_of(site): site.role for site in sites}
 
     @abstractmethod
     def rates(self, trial: Suggester) -> dict[str, float]:
@@ -77,45 +86,48 @@ class Uniform(Encoding):
 
 
 class Shape(Encoding):
-    """A mean rate for each role, and a slope over depth that leaves these means alone.
+    """A mean rate for each group, and a slope over depth that leaves these means alone.
 
     The rate of a site is `mean * (1 + slope * t)`, where t runs from -1 (first) to 1 (last)
-    over the sites of its role: slope -1 puts all weight in front, 1 at the end. A role whose
+    over the sites of its group: slope -1 puts all weight in front, 1 at the end. A group whose
     highest rate would pass `CEILING` takes the steepest slope that keeps below it. After the
     front- and back-loaded schedules of METHODS' evidence: Dropout Universality,
     https://arxiv.org/abs/2605.21648, and the shaped dropout of Auto-PyTorch.
     """
 
-    def _tilts(self, role: str) -> dict[str, float]:
-        names = [site.name for site in self.sites if site.role == role]
+    def _tilts(self, group: str) -> dict[str, float]:
+        names = [site.name for site in self.sites if group_of(site) == group]
         if len(names) == 1:
             return {names[0]: 0.0}
         return {name: 2 * i / (len(names) - 1) - 1 for i, name in enumerate(names)}
 
     @property
     def _sloped(self) -> bool:
-        return len(self.sites) > len(self.roles)
+        return len(self.sites) > len(self.groups)
 
     def rates(self, trial: Suggester) -> dict[str, float]:
-        means = {role: _rate(trial, f"rate.{role}", highest_rate(role)) for role in self.roles}
+        means = {
+            group: _rate(trial, f"rate.{group}", highest_rate(role))
+            for group, role in self.groups.items()
+        }
         slope = trial.suggest_float("slope", -1.0, 1.0, step=0.1) if self._sloped else 0.0
         return self._at(means, slope)
 
     def _at(self, means: Mapping[str, float], slope: float) -> dict[str, float]:
         rates = {}
-        for role, mean in means.items():
+        for group, mean in means.items():
             steepest = CEILING / mean - 1 if mean else 1.0
             within = min(max(slope, -steepest), steepest)
-            for name, tilt in self._tilts(role).items():
+            for name, tilt in self._tilts(group).items():
                 rates[name] = round(mean * (1 + within * tilt), 4)
         return rates
 
     def encode(self, rates: Mapping[str, float]) -> dict[str, float]:
         means = {
-            role: _step(_mean(rates[name] for name in self._tilts(role)), 0.0, highest_rate(role))
-            for role in self.roles
+            group: _step(_mean(rates[name] for name in self._tilts(group)), 0.0, highest_rate(role))
+            for group, role in self.groups.items()
         }
-        params = {f"rate.{role}": mean for role, mean in means.items()}
+        params = {f"rate.{group}": mean for group, mean in means.items()}
         if self._sloped:
             # By trying each slope of the grid, flat first: a capped slope has no formula.
             slopes = sorted((i / 10 for i in range(-10, 11)), key=abs)
@@ -142,9 +154,10 @@ class Space:
     """The plans a study may try.
 
     Parameters, the same in every trial: a gate `dropout` ("off" or "on"), the rates as the
-    encoding spells them, `kind.ROLE` for each role that more than one kind fits,
-    `KIND.SETTING.ROLE` for each setting of an asked kind, one for all sites of a role, and,
-    where rates may move, one `schedule` for all sites and its `fraction`.
+    encoding spells them, `kind.GROUP` for each group of sites that more than one kind fits,
+    `KIND.SETTING.GROUP` for each setting of an asked kind, and, where rates may move, one
+    `schedule` for all sites and its `fraction`. A group is a role; for places inside layers,
+    where other kinds act, `ROLE@PLACE`.
 
     Attributes:
         settled: parameters that a sampler is not to vary, with their values. The gate: no
@@ -189,12 +202,12 @@ class Space:
         self.encoding = encoding
         self.asked_kinds = kinds
         self._encoding = ENCODINGS[encoding](self.sites)
-        self._roles = {site.name: site.role for site in self.sites}
-        self._choices = {role: self._kinds_of(role) for role in self._encoding.roles}
+        self._groups = {site.name: group_of(site) for site in self.sites}
+        self._choices = {group: self._kinds_of(group) for group in self._groups.values()}
 
-    def _kinds_of(self, role: str) -> tuple[str, ...]:
-        """Return the asked kinds that fit every site of a role."""
-        sites = [site for site in self.sites if site.role == role]
+    def _kinds_of(self, group: str) -> tuple[str, ...]:
+        """Return the asked kinds that fit every site of a group."""
+        sites = [site for site in self.sites if group_of(site) == group]
         return tuple(
             kind
             for kind in self.asked_kinds
@@ -204,15 +217,17 @@ class Space:
     @property
     def kinds(self) -> dict[str, tuple[str, ...]]:
         """Site name -> the kinds that may act there."""
-        return {s.name: self._choices[s.role] or (s.default_kind,) for s in self.sites}
+        return {
+            s.name: self._choices[self._groups[s.name]] or (s.default_kind,) for s in self.sites
+        }
 
     def suggest(self, trial: Suggester) -> Plan:
         """Suggest a plan; `trial` is an Optuna trial or anything with its suggest methods."""
         on = trial.suggest_categorical(_GATE, ["on", "off"]) == "on"
         rates = self._encoding.rates(trial)
         chosen = {
-            role: trial.suggest_categorical(f"kind.{role}", list(choices))
-            for role, choices in self._choices.items()
+            group: trial.suggest_categorical(f"kind.{group}", list(choices))
+            for group, choices in self._choices.items()
             if len(choices) > 1
         }
         settings = self._suggest_settings(trial)
@@ -221,26 +236,26 @@ class Space:
             return Plan.none()
         entries = {}
         for site, (default, *_) in self.kinds.items():
-            role = self._roles[site]
-            kind = chosen.get(role, default)
-            tuned = settings.get((role, kind), {})
+            group = self._groups[site]
+            kind = chosen.get(group, default)
+            tuned = settings.get((group, kind), {})
             entries[site] = Entry(kind, rates[site], schedule, fraction, tuned)
         return Plan(entries)
 
     @property
     def _tuned(self) -> list[tuple[str, str]]:
-        """The pairs of a role and an asked kind that has settings."""
-        pairs = [(role, kind) for role, choices in self._choices.items() for kind in choices]
-        return [(role, kind) for role, kind in pairs if KINDS[kind].settings]
+        """The pairs of a group and an asked kind that has settings."""
+        pairs = [(group, kind) for group, choices in self._choices.items() for kind in choices]
+        return [(group, kind) for group, kind in pairs if KINDS[kind].settings]
 
     def _suggest_settings(self, trial: Suggester) -> dict[tuple[str, str], dict[str, float]]:
-        """Suggest the settings of each kind that has any, for each role."""
+        """Suggest the settings of each kind that has any, for each group."""
         return {
-            (role, kind): {
-                name: _setting(trial, f"{kind}.{name}.{role}", known)
+            (group, kind): {
+                name: _setting(trial, f"{kind}.{name}.{group}", known)
                 for name, known in KINDS[kind].settings.items()
             }
-            for role, kind in self._tuned
+            for group, kind in self._tuned
         }
 
     def _suggest_schedule(self, trial: Suggester) -> tuple[str, float | None]:
@@ -262,22 +277,23 @@ class Space:
         params: dict[str, Any] = {_GATE: "on" if any(rates.values()) else "off"}
         params |= self._encoding.encode(rates)
         params |= self._encode_settings(plan) | self._encode_schedule(plan)
-        for role, choices in self._choices.items():
+        for group, choices in self._choices.items():
             if len(choices) > 1:
-                used = [plan[s.name].kind for s in self.sites if s.role == role and s.name in plan]
-                params[f"kind.{role}"] = next((k for k in used if k in choices), choices[0])
+                there = [s.name for s in self.sites if group_of(s) == group and s.name in plan]
+                used = [plan[name].kind for name in there]
+                params[f"kind.{group}"] = next((k for k in used if k in choices), choices[0])
         return params
 
     def _encode_settings(self, plan: Plan) -> dict[str, float]:
-        """Return the settings of each kind at the first site of a role that has it."""
+        """Return the settings of each kind at the first site of a group that has it."""
         params = {}
-        for role, kind in self._tuned:
+        for group, kind in self._tuned:
             used = [
-                e for site, e in plan.items() if (self._roles.get(site), e.kind) == (role, kind)
+                e for site, e in plan.items() if (self._groups.get(site), e.kind) == (group, kind)
             ]
             values = KINDS[kind].values(used[0].settings if used else {})
             for name, known in KINDS[kind].settings.items():
-                params[f"{kind}.{name}.{role}"] = known.nearest(values[name])
+                params[f"{kind}.{name}.{group}"] = known.nearest(values[name])
         return params
 
     def _encode_schedule(self, plan: Plan) -> dict[str, Any]:

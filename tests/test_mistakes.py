@@ -37,7 +37,7 @@ def no_numbers(model, *, seed, device):
 
 
 def no_site():
-    return nn.Embedding(9, 2)
+    return nn.EmbeddingBag(9, 2)
 
 
 def deep():
@@ -54,7 +54,7 @@ MISTAKES = {
     "too few outputs": {"model": lambda: nn.Linear(30, 1)},
     "a model without parameters": {"model": nn.Flatten},
     "no site": {"model": no_site, "data": None, "train": no_numbers, "example": X.long()},
-    "an unknown kind": {"kinds": ["zoneout"]},
+    "an unknown kind": {"kinds": ["zonout"]},
     "a kind that is no list": {"kinds": "standard"},
     "an unknown loss": {"loss": "hinge"},
     "a loss that fails": {"loss": lambda output, target: output.nothing},

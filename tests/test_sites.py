@@ -127,7 +127,7 @@ def test_an_embedding_in_the_middle_is_not_reached_from_behind():
         return net.fc(F.relu(net.a(row)) + net.emb(words).mean(1))
 
     model = Net(forward, a=nn.Linear(6, 4), emb=nn.Embedding(9, 4), fc=nn.Linear(4, 2))
-    assert names(model, (ROW, WORDS)) == ["@input", "fc@input"]
+    assert names(model, (ROW, WORDS)) == ["@input", "emb@rows", "fc@input"]
 
 
 def test_a_single_linear_layer_has_only_its_input():
@@ -143,7 +143,7 @@ def test_the_input_of_an_embedding_takes_no_dropout():
         lambda net, x: net.fc(F.relu(net.a(net.emb(x))).mean(1)),
         emb=nn.Embedding(9, 4), a=nn.Linear(4, 6), fc=nn.Linear(6, 2),
     )  # fmt: skip
-    assert roles(model, WORDS) == {"fc@input": "head NF"}
+    assert roles(model, WORDS) == {"emb@rows": "embedding VF", "fc@input": "head NF"}
 
 
 def test_the_input_is_the_first_argument_and_not_listed_unless_it_holds_floats():
@@ -151,7 +151,7 @@ def test_the_input_is_the_first_argument_and_not_listed_unless_it_holds_floats()
         return net.fc(net.a(row) + net.emb(words).mean(1))
 
     model = Net(forward, emb=nn.Embedding(9, 4), a=nn.Linear(6, 4), fc=nn.Linear(4, 2))
-    assert names(model, (WORDS, ROW)) == ["fc@input"]
+    assert names(model, (WORDS, ROW)) == ["emb@rows", "fc@input"]
 
 
 def test_the_input_of_a_flattening_model_has_the_shape_it_is_given_and_unknown_axes():

@@ -4,6 +4,7 @@ from droptune.kinds.alpha import Alpha, FeatureAlpha
 from droptune.kinds.base import Kind
 from droptune.kinds.drop_block import DropBlock
 from droptune.kinds.drop_path import DropPath
+from droptune.kinds.embedding import EmbeddingRows
 from droptune.kinds.gaussian import Gaussian
 from droptune.kinds.locked import Locked
 from droptune.kinds.max_drop import MaxDrop, MaxDropChannel
@@ -13,10 +14,12 @@ from droptune.kinds.pattern_tokens import PatternTokens
 from droptune.kinds.setting import Setting
 from droptune.kinds.standard import Channel, Standard
 from droptune.kinds.stochastic import Stochastic
+from droptune.kinds.weight_drop import WeightDrop
+from droptune.kinds.zoneout import Zoneout
 
 _ALL: tuple[type[Kind], ...] = (
     Standard, Channel, Gaussian, Alpha, FeatureAlpha, Stochastic, MaxDrop, MaxDropChannel,
-    DropBlock, Locked, Pattern, PatternTokens, DropPath,
+    DropBlock, Locked, Pattern, PatternTokens, DropPath, Zoneout, WeightDrop, EmbeddingRows,
 )  # fmt: skip
 
 #: Every kind that a plan may name.
@@ -28,6 +31,7 @@ __all__ = [
     "Channel",
     "DropBlock",
     "DropPath",
+    "EmbeddingRows",
     "FeatureAlpha",
     "Gaussian",
     "Kind",
@@ -40,5 +44,7 @@ __all__ = [
     "Standard",
     "Stochastic",
     "Stream",
+    "WeightDrop",
+    "Zoneout",
     "derive",
 ]

@@ -12,6 +12,11 @@ from droptune.errors import PlanError
 from droptune.kinds.noise import Stream
 from droptune.kinds.setting import Setting, checked
 
+#: Layouts of places inside layers, where only kinds act that name them: hidden states (S) and
+#: memory cells (M) from step to step, hidden-to-hidden matrices of gates (G), the rows of an
+#: embedding, one for each word type (V).
+INSIDE = frozenset({"NLS", "NLM", "GS", "VF"})
+
 
 class Kind(nn.Module, ABC):
     """Base of the kinds. Identity in eval mode, and at rate 0 also in training.
@@ -20,7 +25,8 @@ class Kind(nn.Module, ABC):
     share one module and differ in the values of these buffers alone. They are not persistent,
     so that no `state_dict` changes. A kind defines `drop`, which preserves the mean of `x`
     over masks, of each element or of a whole sample; alpha keeps mean and variance instead,
-    and max_drop, which takes away maxima and scales nothing, lowers the mean a little.
+    and max_drop, which takes away maxima and scales nothing, lowers the mean a little. Zoneout
+    acts on what becomes of a state: there eval mode is the mean over masks, not the identity.
 
     Args:
         site: the site's name; the kind's noise is a function of it.
@@ -32,7 +38,7 @@ class Kind(nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    #: Layouts of the tensors this kind can act on; empty means all.
+    #: Layouts of the tensors this kind can act on; empty means all but those of `INSIDE`.
     layouts: ClassVar[frozenset[str]] = frozenset()
     #: Roles of the sites where a space may try this kind; empty means all.
     roles: ClassVar[frozenset[str]] = frozenset()
@@ -52,7 +58,13 @@ class Kind(nn.Module, ABC):
     @classmethod
     def fits(cls, layout: str, role: str) -> bool:
         """Tell whether this kind is right for tensors of this layout at a site of this role."""
-        return (not cls.layouts or layout in cls.layouts) and (not cls.roles or role in cls.roles)
+        at_home = layout in cls.layouts if cls.layouts else layout not in INSIDE
+        return at_home and (not cls.roles or role in cls.roles)
+
+    @classmethod
+    def only_inside(cls) -> bool:
+        """Tell whether this kind acts nowhere but inside layers."""
+        return bool(cls.layouts) and cls.layouts <= INSIDE
 
     @classmethod
     def values(cls, given: Mapping[str, float]) -> dict[str, float]:

@@ -14,14 +14,16 @@ class Locked(Kind):
     `x[n, l, f] * m[n, f] / (1 - rate)`: the same mask at every position l.
 
     Variational or locked dropout: Gal, Ghahramani, "A Theoretically Grounded Application of
-    Dropout in Recurrent Neural Networks", https://arxiv.org/abs/1512.05287. That paper also
-    locks the mask of the recurrent state, which no site of droptune reaches.
+    Dropout in Recurrent Neural Networks", https://arxiv.org/abs/1512.05287. At a recurrent
+    state it drops what the gates read of the step before; what a GRU carries over is not
+    touched, for a factor above 1 at each step would have no bound.
 
-    Layout NLF: the inputs and outputs of layers over sequences. Sensible rates: 0.2 to 0.5.
+    Layout NLF, the inputs and outputs of layers over sequences, and NLS, hidden states (sites
+    `PATH@state`). Sensible rates: 0.2 to 0.5.
     """
 
     name: ClassVar[str] = "locked"
-    layouts: ClassVar[frozenset[str]] = frozenset({"NLF"})
+    layouts: ClassVar[frozenset[str]] = frozenset({"NLF", "NLS"})
 
     def drop(self, x: Tensor) -> Tensor:
         self.check_axes(x)

@@ -123,8 +123,8 @@ def metric_names(task: Task) -> tuple[str, ...]:
 def still_random(model: nn.Module, example: object) -> bool:
     """Tell whether a model draws random numbers in training with every known dropout off.
 
-    The dropout inside recurrent layers does, and noise of a model's own; droptune does not
-    reach these yet. The model is left as it was.
+    Noise of a model's own does, and dropout inside layers that droptune does not know. The
+    model is left as it was.
 
     Args:
         model: a module that is not on a plan.

@@ -5,19 +5,28 @@ from torch import Tensor
 
 from droptune.kinds import KINDS, Kind
 from droptune.kinds.alpha import SATURATION
+from droptune.kinds.base import INSIDE
 from droptune.kinds.coarse import kept_share
 
 ALPHA = {"alpha", "feature_alpha"}
 #: A tensor of each layout.
 LAYOUTS = {
     "NF": (4, 3), "NLF": (4, 3, 5), "NCL": (4, 3, 5), "NHWF": (4, 3, 5, 5), "NCHW": (4, 3, 5, 5),
-    "NCDHW": (4, 3, 2, 5, 5),
+    "NCDHW": (4, 3, 2, 5, 5), "NLS": (4, 3, 5), "NLM": (4, 3, 5), "GS": (8, 2), "VF": (7, 3),
+}  # fmt: skip
+#: Those of tensors that are handed from layer to layer.
+BETWEEN_LAYERS = set(LAYOUTS) - INSIDE
+#: Shapes of a batch that a kind can act on, where it is no maps.
+SUITED = {
+    "locked": (32, 9, 3), "pattern_tokens": (32, 9, 3), "zoneout": (32, 9, 3),
+    "weight_drop": (32, 9), "embedding": (32, 9),
 }  # fmt: skip
 #: Shapes at which a kind draws thousands of numbers.
 MANY = {
     "locked": (64, 2, 800), "drop_path": (50_000, 1), "max_drop": (64, 800, 2, 2),
     "max_drop_channel": (64, 3, 20, 40), "drop_block": (500, 2, 16, 16), "pattern": (9000, 1, 4, 4),
     "pattern_tokens": (300, 40, 20),
+    "weight_drop": (200, 250), "embedding": (50_000, 1),
 }  # fmt: skip
 
 
@@ -38,9 +47,8 @@ def batch(*shape: int, seed: int = 0) -> Tensor:
 
 
 def suited(name: str, seed: int = 0) -> Tensor:
-    """Return a batch that the kind can act on: a sequence for some, maps for the others."""
-    sequence = KINDS[name].layouts == {"NLF"}
-    return batch(32, 9, 3, seed=seed) if sequence else batch(32, 3, 9, 9, seed=seed)
+    """Return a batch that the kind can act on: sequences and matrices, maps for the others."""
+    return batch(*SUITED.get(name, (32, 3, 9, 9)), seed=seed)
 
 
 def many(name: str) -> Tensor:

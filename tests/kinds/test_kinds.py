@@ -11,7 +11,17 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from droptune.errors import PlanError
 from droptune.kinds import KINDS, Kind
 from droptune.kinds.standard import mask
-from tests.kinds.making import ALPHA, LAYOUTS, batch, dropped, make, many, started, suited
+from tests.kinds.making import (
+    ALPHA,
+    BETWEEN_LAYERS,
+    LAYOUTS,
+    batch,
+    dropped,
+    make,
+    many,
+    started,
+    suited,
+)
 
 RATES = [0.1, 0.5, 0.9]
 #: Kinds of whole channels that also take tensors without space, where a channel is an element.
@@ -19,8 +29,9 @@ CHANNELWISE = {"channel", "feature_alpha"}
 #: Layouts of the kinds that do not fit everywhere.
 FITTING = {
     **dict.fromkeys([*CHANNELWISE, "max_drop", "max_drop_channel"], {"NCL", "NCHW", "NCDHW"}),
-    "drop_block": {"NCL", "NCHW"}, "pattern": {"NCHW"}, "locked": {"NLF"},
+    "drop_block": {"NCL", "NCHW"}, "pattern": {"NCHW"}, "locked": {"NLF", "NLS"},
     "pattern_tokens": {"NLF"},
+    "zoneout": {"NLS", "NLM"}, "weight_drop": {"GS"}, "embedding": {"VF"},
 }  # fmt: skip
 #: Kinds that keep the mean of a sample, not that of each element.
 BY_SAMPLE = {"max_drop_channel", "drop_block", "pattern"}
@@ -42,7 +53,10 @@ class KindContract:
 
     def test_is_the_very_same_tensor_in_eval(self, name):
         x = suited(name)
-        assert make(name).eval()(x) is x
+        if name == "zoneout":  # the mean of what training does
+            assert torch.equal(make(name, 0.25).eval()(x), x * 0.75)
+        else:
+            assert make(name).eval()(x) is x
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
     @pytest.mark.parametrize("scale", [0.0, 1.0, 1e30])
@@ -68,7 +82,12 @@ class KindContract:
             assert make(name, rate)(x).mean().item() == pytest.approx(expected, rel=5e-3)
             return
         x = torch.zeros(1, 4, 1) if name in ALPHA else torch.tensor([[[1.0], [-2.0], [3.0], [0.5]]])
-        draws = make(name, rate)(x.expand(50_000, 4, 1)).mean(0)
+        samples = x.expand(50_000, 4, 1)
+        if name in ("weight_drop", "embedding"):  # these take matrices
+            x, samples = x[..., 0], samples[..., 0]
+        draws = make(name, rate)(samples).mean(0)
+        if name == "zoneout":  # of an update, which is not scaled
+            draws = draws / (1 - rate)
         if name in ALPHA:  # E[y] = a q x: the mean of activations with mean 0 stays 0
             assert draws.abs().max() < 0.03
         else:
@@ -174,12 +193,14 @@ class KindContract:
                 assert y.dtype == dtype and y.shape == shape
 
     def test_another_number_of_axes_is_refused_or_taken_never_misread(self, name):
-        axes = set(map(len, FITTING.get(name, LAYOUTS)))
+        axes = set(map(len, FITTING.get(name, BETWEEN_LAYERS)))
         for shape in LAYOUTS.values():
             if name in CHANNELWISE or len(shape) in axes:
                 make(name)(batch(*shape))
             else:
-                with pytest.raises(PlanError, match=f"^site 'fc' holds a .* kind '{name}' needs N"):
+                with pytest.raises(
+                    PlanError, match=f"^site 'fc' holds a .* kind '{name}' needs [A-Z]"
+                ):
                     make(name)(batch(*shape))
 
     def test_what_it_draws_depends_neither_on_the_rate_nor_on_values(self, name):
@@ -208,7 +229,8 @@ class KindContract:
 
     def test_fits_the_layouts_of_its_method(self, name):
         fitting = {layout for layout in LAYOUTS if KINDS[name].fits(layout, "residual")}
-        assert fitting == FITTING.get(name, set(LAYOUTS))
+        assert fitting == FITTING.get(name, BETWEEN_LAYERS)
+        assert KINDS[name].only_inside() == fitting.isdisjoint(BETWEEN_LAYERS)
 
     @pytest.mark.parametrize("role", ["input", "embedding", "hidden", "conv", "recurrent", "head"])
     def test_fits_every_role_unless_it_is_of_residual_branches(self, name, role):

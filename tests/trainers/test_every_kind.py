@@ -93,4 +93,5 @@ def check(task: Task, plans: list[Plan], weights) -> None:
 
 
 def test_every_kind_trains_somewhere():
-    assert {kind for kind, _ in FITTING} == set(KINDS)
+    inside = {name for name in KINDS if KINDS[name].only_inside()}  # test_recurrent.py
+    assert {kind for kind, _ in FITTING} | inside == set(KINDS)

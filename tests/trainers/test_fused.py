@@ -105,7 +105,7 @@ class Recorder(nn.Module):
         return self.head((x * noise).flatten(2).mean(-1) if x.dim() > 2 else x * noise)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [name for name in KINDS if not KINDS[name].only_inside()])
 def test_masks_are_equal_bit_for_bit(make_task, make_data, weights, kind):
     shape = (12, 5, 4) if KINDS[kind].layouts == {"NLF"} else (12, 5, 9, 8)
     task = make_task(

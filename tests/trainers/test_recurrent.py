@@ -62,7 +62,10 @@ OPTIONS = {
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n.endswith(" LSTM") else []) for n in OPTIONS],
+)
 def test_fused_equals_serial_with_every_kind_at_every_place(make_task, weights, name):
     build = partial(words, dtype=torch.float64, **OPTIONS[name])
     sites = find_sites(build(), TOKENS)

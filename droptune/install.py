@@ -8,11 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from droptune import functional
-from droptune.calls import GIVEN, dropout_kind
+from droptune.droppers import check_model, dropout_kind, dropper, switch_off, switch_on
 from droptune.errors import ModelError, PlanError, nearest
 from droptune.kinds import KINDS, Kind
 from droptune.plan import Entry, Plan
 from droptune.sites import has_plan
+
+
+#: The end of the name of a site at a residual branch.
+_BRANCH = "@residual"
 
 
 class SiteDropout(nn.Module):
@@ -69,6 +73,7 @@ def apply(model: nn.Module, plan: Plan, *, seed: int | None = None) -> nn.Module
         The same model.
 
     Raises:
+        ModelError: the model is no `nn.Module`, or a compiled or scripted one.
         PlanError: the plan names a site that the model lacks.
     """
     install(model, {name: (entry.kind,) for name, entry in plan.items()})
@@ -103,9 +108,7 @@ def remove(model: nn.Module) -> nn.Module:
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
         for key in [k for k, child in module._modules.items() if isinstance(child, SiteDropout)]:
             del module._modules[key]
-        if hasattr(module, GIVEN):
-            module.p = getattr(module, GIVEN)
-            delattr(module, GIVEN)
+        switch_on(module)
         if (watched := functional.watched(module)) is not None:
             watched.let_go()
     return model
@@ -123,8 +126,8 @@ def read(model: nn.Module) -> Plan:
     ours = installed(model)
     if ours or has_plan(model):
         return Plan({site: d.entry for site, d in ours.items() if d.entry is not None})
-    given = {path: (dropout_kind(m), m.p) for path, m in model.named_modules() if dropout_kind(m)}
-    return Plan(given)  # type: ignore[arg-type]
+    given = {path: found for path, m in model.named_modules() if (found := dropper(m))}
+    return Plan({path: (found.kind, found.rate) for path, found in given.items()})
 
 
 def install(model: nn.Module, kinds: Mapping[str, Iterable[str]]) -> None:
@@ -138,8 +141,10 @@ def install(model: nn.Module, kinds: Mapping[str, Iterable[str]]) -> None:
         kinds: site name -> the kinds that may act there.
 
     Raises:
+        ModelError: the model is no `nn.Module`, or a compiled or scripted one.
         PlanError: the model has no such site.
     """
+    check_model(model)
     modules = {
         path: module
         for path, module in model.named_modules()
@@ -151,12 +156,12 @@ def install(model: nn.Module, kinds: Mapping[str, Iterable[str]]) -> None:
             known = [path for path in modules if path] + ["@input"]
             raise PlanError(f"the model has no site {name!r}{nearest(name, known)}")
     remove(model)  # only now: a plan that does not fit leaves the one that is on
-    for module in modules.values():
-        if dropout_kind(module):
-            setattr(module, GIVEN, module.p)
-            module.p = 0.0
+    off = [module for module in modules.values() if dropper(module)]
+    for module in off:
+        switch_off(module)
     replaced: dict[str, dict[str, functional.Drop]] = {}
-    for name, allowed in kinds.items():
+    # At one module its own output comes before the branch that it ends.
+    for name, allowed in sorted(kinds.items(), key=lambda item: item[0].endswith(_BRANCH)):
         path, call = _place(name)
         module = modules[path]
         dropout = SiteDropout(name, allowed).train(module.training)
@@ -168,10 +173,13 @@ def install(model: nn.Module, kinds: Mapping[str, Iterable[str]]) -> None:
         elif name.endswith("@input"):
             hook = partial(_drop_input, dropout)
             module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+        elif name.endswith(_BRANCH):
+            module.register_forward_hook(partial(_drop_branch, dropout))
         else:
             module.register_forward_hook(partial(_drop_output, dropout))
-    callers = {m: replaced.get(p, {}) for p, m in modules.items() if functional.can_call(m)}
-    functional.watch(callers, [m for m in modules.values() if dropout_kind(m)])
+    calling = {p: m for p, m in modules.items() if functional.can_call(m) and m not in off}
+    callers = {module: replaced.get(path, {}) for path, module in calling.items()}
+    functional.watch(callers, [module for module in off if dropout_kind(module)])
 
 
 def installed(model: nn.Module) -> dict[str, SiteDropout]:
@@ -188,7 +196,7 @@ def seed_noise(model: nn.Module, seed: int, clock: int = 0) -> None:
 
 def _place(name: str) -> tuple[str, str]:
     """Return the path of a site's module, and which call of a function it is, or ""."""
-    return functional.split(name) or (name.removesuffix("@input"), "")
+    return functional.split(name) or (name.removesuffix("@input").removesuffix(_BRANCH), "")
 
 
 def _can_host(module: nn.Module) -> bool:
@@ -199,11 +207,18 @@ def _can_host(module: nn.Module) -> bool:
 
 
 def _is_ours(hook: Any) -> bool:
-    return isinstance(hook, partial) and hook.func in (_drop_input, _drop_output)
+    return isinstance(hook, partial) and hook.func in (_drop_input, _drop_output, _drop_branch)
 
 
 # Module-level functions, so that a model with a plan can be pickled and deep-copied.
 def _drop_output(dropout: SiteDropout, module: nn.Module, args: tuple, output: Any) -> Any:
+    return _dropped(dropout, output)
+
+
+def _drop_branch(dropout: SiteDropout, module: nn.Module, args: tuple, output: Any) -> Any:
+    """Drop a module's output, or the first part where it returns several, as attention does."""
+    if type(output) is tuple and output:
+        return _dropped(dropout, output[0]), *output[1:]
     return _dropped(dropout, output)
 
 

@@ -1,7 +1,7 @@
 """What every kind of dropout is: a small module with a rate, and noise of its own."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
@@ -17,8 +17,9 @@ class Kind(nn.Module, ABC):
     The rate is a buffer, so it is data: members of a fused trainer share one module and
     differ in the value of this buffer alone. It is not persistent, so that no
     `state_dict` changes. A kind defines `drop`, which preserves the mean of `x` over masks,
-    of each element or of a whole sample; alpha keeps mean and variance instead, and max_drop,
-    which takes away maxima and scales nothing, lowers the mean a little.
+    of each element or of a whole sample; alpha keeps mean and variance instead, drop_key the
+    sum of each row of weights; max_drop, which takes away maxima, and layer_drop scale nothing
+    and lower the mean.
 
     Args:
         site: the site's name; the kind's noise is a function of it.
@@ -30,6 +31,8 @@ class Kind(nn.Module, ABC):
     layouts: ClassVar[frozenset[str]] = frozenset()
     #: Roles of the sites where a space may try this kind; empty means all.
     roles: ClassVar[frozenset[str]] = frozenset()
+    #: All kinds by name, for messages; the package fills it.
+    known: ClassVar[Mapping[str, "type[Kind]"]] = {}
 
     rate: Tensor
 
@@ -51,9 +54,14 @@ class Kind(nn.Module, ABC):
             PlanError: it has more or fewer.
         """
         if x.dim() not in map(len, self.layouts):
+            fitting = [
+                name
+                for name, kind in self.known.items()
+                if not kind.roles and (not kind.layouts or x.dim() in map(len, kind.layouts))
+            ]
             raise PlanError(
                 f"site {self.site!r} holds a tensor of {x.dim()} axes, kind {self.name!r} needs "
-                f"{' or '.join(sorted(self.layouts))}; name another kind there"
+                f"{' or '.join(sorted(self.layouts))}; name another kind there: {', '.join(fitting)}"
             )
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "Kind":

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 _ADDS = frozenset("add add_ __add__ __radd__ __iadd__".split())
+_COPIES = frozenset("clone contiguous to type_as float double half bfloat16".split())
 #: Functions through which noise passes that scales whole samples: f(m * x) = m * f(x), m >= 0.
 _PASSING = frozenset(
     "view reshape flatten unflatten transpose swapaxes permute movedim squeeze unsqueeze mT t "
@@ -191,11 +192,11 @@ def _reached(branch: Value, way: set[Value], moment: int) -> Iterator[Addition]:
 
 
 def _terms(value: Value) -> Iterator[Value]:
-    """Yield a value and, where it is a sum, what was summed: a branch may leave from there."""
+    """Yield a value and what it sums or copies: a branch may leave from there."""
     todo, met = [value], {value}
     while todo:
         yield (value := todo.pop())
-        if _is_sum(value):
+        if _is_sum(value) or value.maker in _COPIES:
             todo += [source for source in value.sources if source not in met]
             met.update(value.sources)
 

@@ -83,6 +83,22 @@ class Site:
             return True
         return any(KINDS[k].roles == {"residual"} and k in self.allowed for k in kinds)
 
+    @property
+    def remark(self) -> str | None:
+        """What is to be known before dropout is put there, in a few words."""
+        said = []
+        if self.before_norm:
+            said.append("before a BatchNorm, whose statistics it shifts")
+        if not self.takes_part():
+            said.append("only with a kind for residual branches")
+        if self.calls > 1:
+            said.append(f"{self.calls} calls share one rate")
+        return "; ".join(said) or None
+
+    def described(self) -> dict[str, Any]:
+        """Return all about the site as JSON values, with the kinds that fit and a remark."""
+        return {**self.to_json(), "kinds": list(self.allowed), "remark": self.remark}
+
     def to_json(self) -> dict[str, Any]:
         """Return the site as the JSON values that a store keeps."""
         values = {**asdict(self), "shape": list(self.shape)}
@@ -141,9 +157,7 @@ def leaks_line(leaks: Iterable[str]) -> str:
 
 def has_plan(model: nn.Module) -> bool:
     """Tell whether a plan is on a model, "no dropout" included where it switches any off."""
-    return any(
-        isinstance(m, Kind) or is_off(m) or watched(m) is not None for m in model.modules()
-    )
+    return any(isinstance(m, Kind) or is_off(m) or watched(m) is not None for m in model.modules())
 
 
 def _layout(shape: tuple[int, ...], role: str) -> str:

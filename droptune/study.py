@@ -18,7 +18,14 @@ from droptune.progress import progress as suitable_progress
 from droptune.sites import Site, find_leaks, find_sites
 from droptune.space import Space
 from droptune.store import hide
-from droptune.trainers import Task, build, check_fit, fingerprint
+from droptune.trainers import (
+    Task,
+    build,
+    check_fit,
+    fingerprint,
+    pick_device,
+    why_not_fused,
+)
 from droptune.watch import Interrupt
 
 DEFAULT_STORE = "sqlite:///droptune.db"
@@ -149,6 +156,14 @@ class Study:
     def leaks(self) -> list[str]:
         """Return the calls of functions that drop although the model is in eval mode."""
         return find_leaks(self.built, self.batch)
+
+    def trains(self) -> str:
+        """Return how the model trains: "fused", or "serially" and why, or by its own loop."""
+        if self.train is not None:
+            return "by its own loop (train=), one trial at a time"
+        kinds = {s.name: (s.default_kind,) for s in self.sites() if s.takes_part()}
+        reason = why_not_fused(self.task(kinds), pick_device(self.device))
+        return "fused" if reason is None else f"serially: {reason}"
 
     @property
     def batch(self) -> Any:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from droptune.data import Data
+from droptune.droppers import check_model
 from droptune.errors import ModelError, PlanError, TrainingError
 from droptune.install import install
 from droptune.plan import Plan
@@ -176,7 +177,7 @@ def build(model: Callable[[], nn.Module], seed: int) -> nn.Module:
     """Build a model with `torch.manual_seed(seed)`; the global generators are put back.
 
     Raises:
-        ModelError: the builder fails, or returns no module.
+        ModelError: the builder fails, or returns no module, or one that is compiled or scripted.
     """
     with kept_generators():
         torch.manual_seed(seed)
@@ -192,6 +193,7 @@ def build(model: Callable[[], nn.Module], seed: int) -> nn.Module:
             f"the model builder returns {type(module).__name__}; "
             "it must return a new torch.nn.Module each time it is called"
         )
+    check_model(module)
     return module
 
 

@@ -24,6 +24,8 @@ LAYERS = {
 FITTING = [
     (kind, layout) for kind in KINDS for layout in LAYERS if KINDS[kind].fits(layout, "residual")
 ]
+#: Of the kind that draws once a batch, so many that each rate drops something.
+BATCH = {"layer_drop": 4}
 #: Kinds for places that these layers do not have, and where they are trained.
 ELSEWHERE = {"drop_key": "tests/test_functional_training.py"}
 
@@ -41,6 +43,7 @@ def test_fused_equals_serial(make_task, make_data, weights, kind, layout):
     task = make_task(
         make_data(40, LAYERS[layout][2], dtype=torch.float64),
         model=partial(build, layout),
+        batch_size=BATCH.get(kind, 16),
         kinds={"1": ["gaussian", kind] if kind != "gaussian" else [kind], "3": [kind]},
     )
     plans = [Plan({"1": (kind, rate), "3": (kind, rate / 2)}) for rate in RATES]

@@ -160,9 +160,10 @@ class _Watch:
             try:
                 call(self.copy, example)
             except Exception as error:
+                said = str(error).splitlines()[0] if str(error) else ""
                 raise ModelError(
                     f"the model fails on a batch of shape {shape_of(example)} "
-                    f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
+                    f"({type(error).__name__}: {said}); "
                     "check that it takes what the data holds"
                 ) from error
         self.settle_branches()

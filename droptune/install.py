@@ -14,7 +14,6 @@ from droptune.kinds import KINDS, Kind
 from droptune.plan import Entry, Plan
 from droptune.sites import has_plan
 
-
 #: The end of the name of a site at a residual branch.
 _BRANCH = "@residual"
 

@@ -13,7 +13,7 @@ from droptune.functional import attention
 from droptune.sites import find_leaks
 from droptune.trainers import FusedTrainer, SerialTrainer, Task
 from tests.calling import ZOO, Eager, Hand, Heads, X, build, data
-from tests.small import Notes, fresh, rows, study
+from tests.small import Notes, fresh, mlp, rows, study
 
 # Attention
 
@@ -136,6 +136,14 @@ def test_calls_that_drop_in_eval_mode_are_found():
     assert find_leaks(model, x) == ["@dropout", "@attention"]
     assert model.training and not model._forward_hooks
     assert all(find_leaks(build(cls), X) == [] for cls in ZOO.values())
+
+
+@pytest.mark.parametrize(("model", "said"), [(Leaky, True), (mlp, False)])
+def test_a_study_says_once_which_calls_drop_in_eval_mode(tmp_path, model, said):
+    notes = Notes()
+    study(fresh(tmp_path), model=model, confirm_blocks=0, trials=2).optimize(progress=notes)
+    lines = [line for line in notes.messages if "drops in eval mode" in line]
+    assert len(lines) == said and all("@dropout, @attention; " in line for line in lines)
 
 
 def test_the_command_line_says_which_calls_drop_in_eval_mode(tmp_path):

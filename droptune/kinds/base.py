@@ -54,14 +54,14 @@ class Kind(nn.Module, ABC):
             PlanError: it has more or fewer.
         """
         if x.dim() not in map(len, self.layouts):
-            fitting = [
+            allowed = ", ".join(
                 name
                 for name, kind in self.known.items()
                 if not kind.roles and (not kind.layouts or x.dim() in map(len, kind.layouts))
-            ]
+            )
             raise PlanError(
                 f"site {self.site!r} holds a tensor of {x.dim()} axes, kind {self.name!r} needs "
-                f"{' or '.join(sorted(self.layouts))}; name another kind there: {', '.join(fitting)}"
+                f"{' or '.join(sorted(self.layouts))}; name another kind there: {allowed}"
             )
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "Kind":

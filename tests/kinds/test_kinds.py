@@ -152,8 +152,14 @@ class KindContract:
             if name in CHANNELWISE or len(shape) in axes:
                 make(name)(batch(*shape))
             else:
-                with pytest.raises(PlanError, match=f"^site 'fc' holds a .* kind '{name}' needs N"):
+                with pytest.raises(
+                    PlanError, match=f"^site 'fc' holds a .* kind '{name}' needs N"
+                ) as error:
                     make(name)(batch(*shape))
+                allowed = str(error.value).rpartition("there: ")[2].split(", ")
+                assert "standard" in allowed and name not in allowed
+                for other in allowed:
+                    make(other)(batch(*shape))
 
     def test_what_it_draws_depends_neither_on_the_rate_nor_on_values(self, name):
         after = []

@@ -110,6 +110,12 @@ def main() -> None:
     type=int,
     help="Fresh seeds for the verdict; 0: none, the verdict stays undecided.",
 )
+@click.option(
+    "--recalibrate",
+    is_flag=True,
+    default=None,
+    help="Take BatchNorm's statistics again without dropout before each validation.",
+)
 @click.option("--study", "name", metavar="NAME", help="Another name for the study.")
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 @click.option(

@@ -9,6 +9,7 @@ Dropout by a function that `functional` sees is no matter of this module: it is 
 is tried.
 """
 
+import inspect
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ DROPOUT_MODULES: dict[type[nn.Module], str] = {
 
 #: Ones of these shapes are tried, in this order: so many that a rate of 1 % shows.
 _SHAPES = ((4096, 4, 2, 2), (4096, 4, 4), (4096, 16))
+#: How far a share of 4096 may be from its probability: five standard deviations.
+_NEAR = 0.04
 
 
 def check_model(model: Any) -> None:
@@ -167,17 +170,25 @@ def _aside() -> Iterator[None]:
 
 
 def _may_drop(module: nn.Module) -> bool:
-    """Tell whether a module is worth a try: a leaf of the user's own, without weights."""
+    """Tell whether a module is worth a try: a leaf of the user's own, without weights.
+
+    It must take one argument: what else one may be given, such as a shortcut, is not tried.
+    """
     home = type(module).__module__
     if home.startswith("torch.nn.modules.") or isinstance(module, torch.jit.ScriptModule):
         return False
-    return not any(True for _ in module.children()) and not any(True for _ in module.parameters())
+    if list(module.children()) or list(module.parameters()):
+        return False
+    try:
+        return len(inspect.signature(module.forward).parameters) == 1
+    except (TypeError, ValueError):  # a forward that is not written in Python
+        return False
 
 
 def _tried(module: nn.Module, shape: tuple[int, ...]) -> Dropper | None:
     """Return what a module does that may be spoilt, on tensors of a shape."""
     module.eval()
-    for x in (torch.ones(shape), torch.randn(shape)):
+    for x in (torch.ones(shape, device="cpu"), torch.randn(shape, device="cpu")):
         if not torch.equal(module(x), x):
             return None
     module.train()
@@ -206,21 +217,35 @@ def _moved(module: nn.Module, shape: tuple[int, ...], name: str) -> tuple[str, b
 
 def _noise(module: nn.Module, shape: tuple[int, ...]) -> Dropper | None:
     """Return what a module does to ones: some become zero, the others 1 / (1 - rate)."""
-    y = module(torch.ones(shape))
+    y = module(torch.ones(shape, device="cpu"))
     if not isinstance(y, Tensor) or y.shape != shape:
         return None
     gone = y == 0
     kept = y[~gone]
     if not gone.any() or not len(kept) or not torch.allclose(kept, kept[0]) or kept[0] <= 1:
         return None
-    return Dropper(_kind(gone), round(1 - 1 / kept[0].item(), 6))
+    rate = round(1 - 1 / kept[0].item(), 6)
+    kind, units = _units(gone)
+    return Dropper(kind, rate) if _are_independent(units, rate) else None
 
 
-def _kind(gone: Tensor) -> str:
-    """Return the kind of dropout that sets these elements to zero."""
+def _units(gone: Tensor) -> tuple[str, Tensor]:
+    """Return the kind of dropout that sets these elements to zero, and what it drops as one."""
     samples = gone.flatten(1)
     if torch.equal(samples.any(1), samples.all(1)):
-        return "drop_path"
-    if gone.dim() > 2 and torch.equal(gone.flatten(2).any(2), gone.flatten(2).all(2)):
-        return "channel"
-    return "standard"
+        return "drop_path", samples[:, 0]
+    channels = gone.flatten(2) if gone.dim() > 2 else gone[..., None]
+    if gone.dim() > 2 and torch.equal(channels.any(2), channels.all(2)):
+        return "channel", channels[:, :, 0]
+    return "standard", gone
+
+
+def _are_independent(units: Tensor, rate: float) -> bool:
+    """Tell whether units are dropped at a rate, and each by itself: not in blocks or rows."""
+    numbers = units.float()
+    seen = [(numbers.mean(), rate)]
+    for axis in range(units.dim()):
+        length = units.shape[axis] - 1
+        pairs = numbers.narrow(axis, 0, length) * numbers.narrow(axis, 1, length)
+        seen.append((pairs.mean(), rate * rate))
+    return all(abs(found.item() - expected) < _NEAR for found, expected in seen)

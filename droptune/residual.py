@@ -113,14 +113,14 @@ class Tracker:
         return True
 
     def left(self, module: nn.Module, output: Any, given: Any, weighted: bool) -> None:
-        """Note that a module has returned a tensor, or nested ones of which the first counts."""
-        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        if not tensors:
+        """Note that a module has returned a tensor, or a tuple that begins with one."""
+        tensor = output[0] if type(output) is tuple and output else output
+        if not isinstance(tensor, Tensor):
             return
-        if tensors[0] not in self._values:  # made where no function is seen
+        if tensor not in self._values:  # made where no function is seen
             self.called(module.forward, given, output, weighted)
         self._count += 1
-        self._value(tensors[0]).returned.append((self._count, module))
+        self._value(tensor).returned.append((self._count, module))
 
     def branches(self) -> list[list[Addition]]:
         """Return the branches of each sum that `called` has told of, in their order."""
@@ -167,17 +167,20 @@ def _is_sum(value: Value) -> bool:
 def _branches(value: Value) -> Iterator[Addition]:
     """Yield the branches of a sum: the operand that is computed from the other, or its parts.
 
+    If neither is, one that is computed from what the other sums or copies: x in x + f(x) + g(x).
     One operand at most: where both have a claim, neither is a shortcut.
     """
-    one, other = value.sources
-    claims = [
-        (branch, way)
-        for branch, shortcut in ((one, other), (other, one))
-        if (way := _way(branch, set(_terms(shortcut)))) is not None
-    ]
-    if len(claims) == 1:
-        branch, way = claims[0]
-        yield from _reached(branch, way, value.number)
+    for shortcuts in (lambda shortcut: {shortcut}, lambda shortcut: set(_terms(shortcut))):
+        claims = [
+            (branch, way)
+            for branch, shortcut in (value.sources, value.sources[::-1])
+            if (way := _way(branch, shortcuts(shortcut))) is not None
+        ]
+        if len(claims) == 1:
+            branch, way = claims[0]
+            yield from _reached(branch, way, value.number)
+        if claims:
+            return
 
 
 def _reached(branch: Value, way: set[Value], moment: int) -> Iterator[Addition]:

@@ -55,6 +55,8 @@ class Study:
         weight_decay: as in torch.
         momentum: of SGD.
         lr_schedule: "constant", "cosine" or "one-cycle".
+        recalibrate: whether statistics of BatchNorm are taken again without dropout, over up
+            to 200 training batches, before each validation: dropout in front shifts them.
         objective: the metric that decides, at the last epoch: "val_loss", "val_accuracy", or
             one that `train` yields.
         direction: "minimize" or "maximize"; None: maximize an accuracy, minimize the rest.
@@ -93,6 +95,7 @@ class Study:
     weight_decay: float = 0.01
     momentum: float = 0.9
     lr_schedule: str = "constant"
+    recalibrate: bool = False
     objective: str = "val_loss"
     direction: str | None = None
     encoding: str = "shape"
@@ -193,6 +196,7 @@ class Study:
             self.weight_decay,
             self.momentum,
             self.lr_schedule,
+            self.recalibrate,
         )
 
     def definition(self) -> dict[str, Any]:
@@ -213,6 +217,7 @@ class Study:
                 "weight_decay": self.weight_decay,
                 "momentum": self.momentum,
                 "lr_schedule": self.lr_schedule,
+                **({"recalibrate": True} if self.recalibrate else {}),
             },
             "seed": self.seed,
         }

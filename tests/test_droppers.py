@@ -93,6 +93,14 @@ class Leaky(Keep):
         return x * torch.bernoulli(torch.full_like(x, self.keep_prob)) / self.keep_prob
 
 
+class Added(DropPath):
+    """Adds the branch to its shortcut, where it is given one."""
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        x = super().forward(x)
+        return x if shortcut is None else x + shortcut
+
+
 # What is recognised
 
 
@@ -127,6 +135,9 @@ def test_torchs_own_are_known_by_their_type(cls):
         Strange(lambda m, x: x * torch.bernoulli(torch.full_like(x, m.p))),  # scales nothing
         Strange(lambda m, x: x * 2), Strange(lambda m, x: x[:, :1]), Strange(lambda m, x: 1 / 0),
         Strange(lambda m, x: x * (torch.rand(()) < m.p) / m.p),  # the whole batch
+        Strange(lambda m, x: x * torch.bernoulli(torch.full_like(x[:1], m.p)) / m.p),  # one mask
+        Strange(lambda m, x: x * torch.bernoulli(torch.full_like(x[..., :1], m.p)) / m.p),  # rows
+        Added(),
         Strange(lambda m, x: [x]),
     ],
 )  # fmt: skip

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from droptune import Plan, Space, apply, find_sites, remove
+from droptune import Plan, Space, apply, find_sites, remove, residual
+from droptune.calls import first_tensor
 from droptune.errors import SpaceError
 from droptune.kinds import KINDS
 from droptune.sites import Site
@@ -23,6 +24,7 @@ from tests.branching import (
     data,
     torchs,
 )
+from tests.small import Notes, fresh, rows, study
 
 
 def branches(model: nn.Module, x: Tensor) -> list[Site]:
@@ -131,6 +133,22 @@ def test_a_branch_may_end_in_a_function_that_is_not_seen():
 
     layer = Sum(lambda m, x: Cube.apply(m.f(x)))
     assert names(Sum(lambda m, x: x + m.layer(x), layer=layer)) == ["layer@residual"]
+
+
+@pytest.mark.parametrize(
+    ("pack", "expected"),
+    [
+        (lambda y: (y, None), ["layer@residual"]),
+        (lambda y: [y], ["layer.f@residual"]),
+        (lambda y: {"y": y}, ["layer.f@residual"]),
+    ],
+)
+def test_a_module_that_returns_several_things_ends_a_branch_if_dropout_can_reach_it(pack, expected):
+    layer = Sum(lambda m, x: pack(m.f(x)))
+    model = Sum(lambda m, x: x + first_tensor(m.layer(x)), layer=layer)
+    assert names(model) == expected
+    apply(model, Plan({expected[0]: ("drop_path", 1 - 1e-6)}), seed=0)
+    assert torch.equal(model(SEQUENCE), SEQUENCE)
 
 
 def test_a_layer_called_twice_is_one_tied_site_if_both_calls_are_branches():
@@ -249,3 +267,23 @@ def test_a_model_with_residual_branches_alone_has_no_space_unless_they_are_asked
     with pytest.raises(SpaceError, match="^the model has no place for dropout that droptune finds"):
         Space(sites)
     assert Space(sites, kinds=["layer_drop"]).kinds == {"bn2@residual": ("layer_drop",)}
+
+
+def test_a_study_tunes_residual_branches_when_asked(tmp_path):
+    url = fresh(tmp_path)
+    one = study(url, model=Resnet, data=data(maps=True), kinds=["drop_path"], trainer="fused")
+    assert one.optimize(progress=Notes()).verdict
+    assert rows(url, "SELECT DISTINCT trainer FROM droptune_run") == [("fused",)]
+    plans = [plan for (plan,) in rows(url, "SELECT plan FROM droptune_run")]
+    assert any('"blocks.1.bn2@residual":{"kind":"drop_path"' in p.replace(" ", "") for p in plans)
+
+
+def test_many_branches_are_found_in_time_that_grows_with_the_model(monkeypatch):
+    visited = []
+    plain = residual._way
+    monkeypatch.setattr(
+        residual, "_way", lambda b, s: visited.append(len(way := plain(b, s) or ())) or way or None
+    )
+    layers = [PreNorm() for _ in range(40)]
+    assert len(branches(nn.Sequential(*layers), SEQUENCE)) == 80
+    assert sum(visited) < 80 * 20

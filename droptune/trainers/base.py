@@ -122,6 +122,8 @@ class Task:
         weight_decay: decoupled for AdamW, added to the gradient for SGD, as in torch.
         momentum: of SGD.
         lr_schedule: "constant", "cosine" (to 0) or "one-cycle".
+        recalibrate: whether statistics of BatchNorm are taken again without dropout before
+            each validation.
     """
 
     model: Callable[[], nn.Module]
@@ -135,6 +137,7 @@ class Task:
     weight_decay: float = 0.01
     momentum: float = 0.9
     lr_schedule: str = "constant"
+    recalibrate: bool = False
 
     def __post_init__(self) -> None:
         for what, value, allowed in (

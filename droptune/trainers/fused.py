@@ -39,6 +39,7 @@ from droptune.trainers.base import (
 )
 from droptune.trainers.program import trace
 from droptune.trainers.stacking import Pace, StackedAdamW, StackedOptimizer, StackedSGD
+from droptune.trainers.statistics import recalibrate
 
 
 class FusedTrainer:
@@ -135,6 +136,8 @@ class FusedTrainer:
         with torch.random.fork_rng(self._gpus()):
             torch.manual_seed(derive(self._seed, "model", self.clock))
             losses = self._train()
+            if self.task.recalibrate:
+                self._recalibrate()
             scores = self._score(self._data.val, "val")
         self.clock += 1
         members = {slot: row for row, slot in enumerate(self._rows) if slot is not None}
@@ -275,12 +278,23 @@ class FusedTrainer:
         # Divided as doubles: equal counts of hits must differ by exactly nothing.
         return {name: [v / len(split) for v in total.tolist()] for name, total in totals.items()}
 
+    def _recalibrate(self) -> None:
+        data = self._data.train
+        order = batches(len(data), self.task.batch_size, self._seed, self.clock, self.device)
+
+        def forward(rows: Tensor) -> None:
+            x, y = data.x[rows], data.y[rows]
+            self._program("measure", x, y)(*self._state(), x, y)
+
+        recalibrate(self._model, self._buffers, forward, order)
+
     def _state(self) -> list[Tensor]:
         return [*self._params.values(), *self._buffers.values()]
 
     def _program(self, mode: str, x: Tensor, y: Tensor) -> Callable:
         key = (mode, len(self._rows), x.shape)
         if key not in self._programs:
+            # What is measured stays in the buffers; the scores that come with it are not used.
             function = self._train_step if mode == "train" else self._eval_step
             self._programs[key] = self._traced(function, x, y)
         return self._programs[key]

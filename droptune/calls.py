@@ -152,6 +152,8 @@ class _Watch:
 
     def calls_on(self, example: Any) -> list[Call]:
         for module in self.names:
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks, and calls no Python
             module.register_forward_pre_hook(self.enter, with_kwargs=True)
             module.register_forward_hook(self.leave, with_kwargs=True)
         gpus = list({parameter.device for parameter in self.copy.parameters() if parameter.is_cuda})
@@ -189,8 +191,7 @@ class _Watch:
     def leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         self.stack.pop()
         self.counts.pop()
-        weighted = what_is(module) == "weight"
-        self.tracker.left(module, output, (args, kwargs), weighted)
+        self.tracker.left(module, output, (args, kwargs))
         for seen in self.calls:
             if seen.module is module and not seen.returned:
                 seen.returned = shape_of(output)

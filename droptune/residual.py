@@ -56,10 +56,12 @@ class Addition:
     """A branch that is added to its shortcut.
 
     Attributes:
+        branch: what is added.
         ends: the modules by which it is reached, the last to return first, and the shape of
             what they return.
     """
 
+    branch: Value
     ends: list[tuple[nn.Module, tuple[int, ...]]]
 
     @property
@@ -112,19 +114,25 @@ class Tracker:
         self._sums.append(value)
         return True
 
-    def left(self, module: nn.Module, output: Any, given: Any, weighted: bool) -> None:
+    def left(self, module: nn.Module, output: Any, given: Any) -> None:
         """Note that a module has returned a tensor, or a tuple that begins with one."""
         tensor = output[0] if type(output) is tuple and output else output
         if not isinstance(tensor, Tensor):
             return
         if tensor not in self._values:  # made where no function is seen
+            weighted = any(parameter.dim() > 1 for parameter in module.parameters())
             self.called(module.forward, given, output, weighted)
         self._count += 1
         self._value(tensor).returned.append((self._count, module))
 
     def branches(self) -> list[list[Addition]]:
-        """Return the branches of each sum that `called` has told of, in their order."""
-        return [list(_branches(value)) for value in self._sums]
+        """Return the branches of each sum that `called` has told of, each branch once."""
+        met: set[Value] = set()
+        found = []
+        for value in self._sums:
+            found.append([one for one in _branches(value) if one.branch not in met])
+            met.update(one.branch for one in found[-1])
+        return found
 
     def _value(self, tensor: Tensor) -> Value:
         if tensor not in self._values:
@@ -187,7 +195,7 @@ def _reached(branch: Value, way: set[Value], moment: int) -> Iterator[Addition]:
     """Yield a branch with what it ends in; of a sum without such an end, its terms."""
     ends = list(_ends(branch, way, moment))
     if ends:
-        yield Addition(ends)
+        yield Addition(branch, ends)
     elif _is_sum(branch) and branch.users == 1:
         for source in branch.sources:
             if source in way:

@@ -16,6 +16,7 @@ from droptune.droppers import DROPOUT_MODULES, Dropper, dropper
 from droptune.errors import ModelError
 from droptune.sites import has_plan
 from droptune.trainers import FusedTrainer, SerialTrainer, Task, still_random
+from droptune.trainers import build as build_model
 from tests.branching import DropPath, data
 
 ROWS = torch.randn(64, 5, 6, generator=torch.Generator().manual_seed(1))
@@ -276,4 +277,4 @@ def test_a_compiled_model_is_refused(make):
         ):
             use()
     with pytest.raises(ModelError, match="^the model is compiled"):
-        Task(lambda: model, data()).build(0)
+        build_model(lambda: model, 0)

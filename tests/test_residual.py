@@ -140,6 +140,12 @@ def test_a_branch_is_listed_once_whatever_else_it_is_added_to():
         assert {site.calls for site in found} == {1}
 
 
+def test_of_two_sums_in_modules_neither_is_the_branch_of_the_other():
+    layers = {name: Sum(lambda m, x: x + m.f(x)) for name in ("one", "two")}
+    found = names(Sum(lambda m, x: m.one(x) + m.two(x), **layers))
+    assert found == ["one.f@residual", "two.f@residual"]
+
+
 def test_a_module_that_returns_the_branch_after_it_was_added_is_not_its_end():
     layer = Sum(lambda m, x: (h := m.f(x), x + h))
     assert names(Sum(lambda m, x: m.layer(x)[1], layer=layer)) == ["layer.f@residual"]

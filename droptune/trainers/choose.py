@@ -87,6 +87,10 @@ def why_not_fused(task: Task, device: torch.device | str = "cpu") -> str | None:
         FusedTrainer(task, 2, device).rehearse(2, 1)
     except ModelError as error:
         return str(error).replace("; use trainer='serial'", "")
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return "memory ends below 2 members at once"
     return None
 
 

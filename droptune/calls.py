@@ -1,9 +1,9 @@
-"""The calls of one forward: layers, norms, activations and dropout, in the order they are made."""
+"""The calls of one forward: layers, norms, activations, dropout and additions, in their order."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,23 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from droptune.droppers import dropper
 from droptune.errors import ModelError
 from droptune.functional import Calls, Drop, ordinal
-from droptune.recurrent import is_recurrent, time_major
-
-#: Where a dropout module or a recurrent layer keeps the attribute of its rate, and the rate that
-#: it was given with, while a plan is on.
-GIVEN = "_droptune_given"
-
-#: The kind of dropout that each of torch's own modules applies.
-DROPOUT_MODULES: dict[type[nn.Module], str] = {
-    nn.Dropout: "standard",
-    nn.Dropout1d: "channel",
-    nn.Dropout2d: "channel",
-    nn.Dropout3d: "channel",
-    nn.AlphaDropout: "alpha",
-    nn.FeatureAlphaDropout: "feature_alpha",
-}
+from droptune.recurrent import time_major
+from droptune.residual import Tracker, pick
 
 _ACTIVATIONS = frozenset(
     getattr(namespace, name)
@@ -41,18 +29,6 @@ _ACTIVATIONS = frozenset(
 )
 
 
-def dropout_kind(module: nn.Module) -> str | None:
-    """Return the kind of dropout that a torch dropout module applies; None for others."""
-    return DROPOUT_MODULES.get(type(module))
-
-
-def rate_attribute(module: nn.Module) -> str | None:
-    """Return where a layer of torch keeps the rate of its dropout; None for others."""
-    if dropout_kind(module):
-        return "p"
-    return "dropout" if is_recurrent(module) else None
-
-
 def call(model: nn.Module, example: Any) -> Any:
     """Call a model on an example: a tensor, a tuple of arguments, or a dict of keywords."""
     if isinstance(example, Mapping):
@@ -60,9 +36,9 @@ def call(model: nn.Module, example: Any) -> Any:
     return model(*example) if isinstance(example, tuple) else model(example)
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
-    """One call seen in a forward: of a weight layer, norm, activation or dropout."""
+    """One call seen in a forward: of a weight layer, norm, activation, dropout or addition."""
 
     what: str
     path: str | None  # None: a function called in a hand-written forward
@@ -77,11 +53,10 @@ class Call:
     kind: str | None = None
     rate: float | None = None
     steps_first: bool = False  # (L, N, F), as a recurrent layer before it has returned
+    ends_branch: bool = False  # of a dropout that drops paths: it ends a residual branch
 
 
 def what_is(module: nn.Module) -> str | None:
-    if dropout_kind(module):
-        return "dropout"
     if isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm):
         return "norm"
     if isinstance(module, parametrize.ParametrizationList):
@@ -107,6 +82,8 @@ class _Functions(Calls):
         running: the modules that run, the innermost last; kept up to date by others.
         activation: is given the output of an activation.
         dropout: is given what drops, its kind, its rate and the tensor.
+        done: is given every function that was called, its arguments and its result.
+        droppers: modules whose own calls are no sites.
     """
 
     def __init__(
@@ -114,13 +91,16 @@ class _Functions(Calls):
         running: list[nn.Module],
         activation: Callable[[Any], None],
         dropout: Callable[[str, str, float, Tensor], None],
+        done: Callable[[Any, Any, Any], None],
+        droppers: Container[nn.Module],
     ) -> None:
         super().__init__()
         self._running, self._activation, self._dropout_seen = running, activation, dropout
+        self._done, self._droppers = done, droppers
 
     def ours(self) -> bool:
         inside = self._running[-1] if self._running else None
-        return inside is not None and inside.training and dropout_kind(inside) is None
+        return inside is not None and inside.training and inside not in self._droppers
 
     def find(self, what: str, kind: str, rate: float) -> Drop:
         def look(x: Tensor) -> Tensor:
@@ -133,6 +113,7 @@ class _Functions(Calls):
         result = super().__torch_function__(func, types, args, kwargs)
         if func in _ACTIVATIONS:
             self._activation(result)
+        self._done(func, (args, kwargs), result)
         return result
 
 
@@ -153,60 +134,115 @@ def is_floating(value: Any) -> bool:
 
 
 def watch(model: nn.Module, example: Any) -> list[Call]:
-    copy = deepcopy(model).train()
-    names = {module: name for name, module in copy.named_modules()}
-    stack: list[nn.Module] = []
-    counts: list[Counter[str]] = []
-    calls: list[Call] = []
+    """Return the calls of one forward in training mode, made on a copy of the model."""
+    return _Watch(model).calls_on(example)
 
-    def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        stack.append(module)
-        counts.append(Counter())
+
+class _Watch:
+    """Looks on while a copy of a model runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.copy = deepcopy(model).train()
+        self.names = {module: name for name, module in self.copy.named_modules()}
+        self.droppers = {m: drops for m in self.names if (drops := dropper(m))}
+        self.stack: list[nn.Module] = []
+        self.counts: list[Counter[str]] = []
+        self.entered: Counter[nn.Module] = Counter()
+        self.calls: list[Call] = []
+        self.tracker = Tracker()
+        self.sums: list[Call] = []
+
+    def calls_on(self, example: Any) -> list[Call]:
+        for module in self.names:
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks, and calls no Python
+            module.register_forward_pre_hook(self.enter, with_kwargs=True)
+            module.register_forward_hook(self.leave, with_kwargs=True)
+        gpus = list({parameter.device for parameter in self.copy.parameters() if parameter.is_cuda})
+        mode = _Functions(self.stack, self.activation, self.dropout, self.done, self.droppers)
+        with torch.random.fork_rng(gpus), torch.no_grad(), mode:
+            try:
+                call(self.copy, example)
+            except Exception as error:
+                said = str(error).splitlines()[0] if str(error) else ""
+                raise ModelError(
+                    f"the model fails on a batch of shape {shape_of(example)} "
+                    f"({type(error).__name__}: {said}); "
+                    "check that it takes what the data holds"
+                ) from error
+        self.settle_branches()
+        _count(self.calls)
+        return self.calls
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.stack.append(module)
+        self.counts.append(Counter())
+        self.entered[module] += 1
         value = next(iter((*args, *kwargs.values())), None)
-        if what := what_is(module):
-            if what == "weight":  # what holds other weight layers is a container
-                calls[:] = [c for c in calls if c.what != "weight" or c.module not in stack[:-1]]
-            seen = Call(what, names[module], module, shape_of(value), (), is_floating(value))
-            if what == "dropout":
-                seen.kind, seen.rate = dropout_kind(module), float(module.p)  # type: ignore
-            calls.append(seen)
+        what = "dropout" if module in self.droppers else what_is(module)
+        if what is None:
+            return
+        if what == "weight":  # what holds other weight layers is a container
+            outside = self.stack[:-1]
+            self.calls[:] = [c for c in self.calls if c.what != "weight" or c.module not in outside]
+        seen = Call(what, self.names[module], module, shape_of(value), (), is_floating(value))
+        if what == "dropout":
+            seen.kind, seen.rate = self.droppers[module].kind, self.droppers[module].rate
+        self.calls.append(seen)
 
-    def leave(module: nn.Module, args: tuple, output: Any) -> None:
-        stack.pop()
-        counts.pop()
-        open_calls = [c for c in calls if c.module is module and not c.returned]
-        for seen in open_calls:
-            seen.returned = shape_of(output)
+    def leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        self.stack.pop()
+        self.counts.pop()
+        self.tracker.left(module, output, (args, kwargs))
+        for seen in self.calls:
+            if seen.module is module and not seen.returned:
+                seen.returned = shape_of(output)
 
-    def activation(output: Any) -> None:
-        inside = stack[-1] if stack and not any(stack[-1].children()) else None
-        path = names[inside] if inside is not None and what_is(inside) is None else None
-        calls.append(Call("activation", path, inside, (), shape_of(output)))
+    def activation(self, output: Any) -> None:
+        inside = self.stack[-1] if self.stack and not any(self.stack[-1].children()) else None
+        known = inside is not None and inside not in self.droppers and what_is(inside) is None
+        path = self.names[inside] if known else None
+        self.calls.append(Call("activation", path, inside, (), shape_of(output)))
 
-    def dropout(what: str, kind: str, rate: float, x: Tensor) -> None:
-        call = f"@{ordinal(what, counts[-1])}"
-        seen = Call(what, names[stack[-1]], stack[-1], tuple(x.shape), tuple(x.shape), call=call)
+    def dropout(self, what: str, kind: str, rate: float, x: Tensor) -> None:
+        inside, call = self.stack[-1], f"@{ordinal(what, self.counts[-1])}"
+        seen = Call(what, self.names[inside], inside, tuple(x.shape), tuple(x.shape), call=call)
         if rate > 0:
             seen.kind, seen.rate = kind, float(rate)
         if what == "dropout" and _attends(x):
             seen.what = "attention"
-        calls.append(seen)
+        self.calls.append(seen)
 
-    for module in copy.modules():
-        module.register_forward_pre_hook(enter, with_kwargs=True)
-        module.register_forward_hook(leave)
-    gpus = list({parameter.device for parameter in copy.parameters() if parameter.is_cuda})
-    with torch.random.fork_rng(gpus), torch.no_grad(), _Functions(stack, activation, dropout):
-        try:
-            call(copy, example)
-        except Exception as error:
-            raise ModelError(
-                f"the model fails on a batch of shape {shape_of(example)} "
-                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
-                "check that it takes what the data holds"
-            ) from error
-    _count(calls)
-    return calls
+    def done(self, func: Any, given: Any, result: Any) -> None:
+        inside = self.stack[-1] if self.stack else None
+        weighted = inside is not None and parametrize.is_parametrized(inside)
+        if self.tracker.called(func, given, result, weighted):
+            seen = Call("residual", None, None, (), shape_of(result), call="@residual")
+            self.calls.append(seen)
+            self.sums.append(seen)
+
+    def settle_branches(self) -> None:
+        """Say of each sum which module ends its branch; of two branches it becomes two calls."""
+        branches = dict(zip(self.sums, self.tracker.branches(), strict=True))
+        chosen = pick([one for many in branches.values() for one in many], self.entered)
+        settled: list[Call] = []
+        for seen in self.calls:
+            if seen.what != "residual":
+                settled.append(seen)
+            for branch in branches.get(seen, ()):
+                paths = [m for m in branch.modules if self.drops_paths(m)]
+                for there in self.calls if paths else ():
+                    there.ends_branch |= there.module in paths and there.what == "dropout"
+                if branch in chosen and not paths:
+                    module = chosen[branch]
+                    shape = branch.shapes[module]
+                    settled.append(
+                        replace(seen, path=self.names[module], module=module, given=shape)
+                    )
+        self.calls[:] = settled
+
+    def drops_paths(self, module: nn.Module) -> bool:
+        return module in self.droppers and self.droppers[module].kind == "drop_path"
 
 
 def _attends(x: Tensor) -> bool:

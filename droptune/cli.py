@@ -110,6 +110,12 @@ def main() -> None:
     type=int,
     help="Fresh seeds for the verdict; 0: none, the verdict stays undecided.",
 )
+@click.option(
+    "--recalibrate",
+    is_flag=True,
+    default=None,
+    help="Take BatchNorm's statistics again without dropout before each validation.",
+)
 @click.option("--study", "name", metavar="NAME", help="Another name for the study.")
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 @click.option(
@@ -196,22 +202,27 @@ def sites(target: str, as_json: bool) -> None:
       name   what a plan calls it
       path   the module it is reached by
       reach  module, output or input of that module, function (a call in its forward)
-      role   input, embedding, hidden, conv, recurrent, attention or head
+      role   input, embedding, hidden, conv, recurrent, attention, residual or head
       layout, shape   the axes of the tensor, without the batch in the shape
       depth  place in call order
       kind, rate      the dropout found there, or null
       calls  calls in one forward
+      kinds  the kinds of dropout that fit there
+      remark   what is to be known of it, or null
+      trains   of the model: fused, or serially and why
     """
+    from droptune.sites import leaks_line
+
     with _stdout_for_data(as_json):
         study = _loaded(target, {})
-        rows, leaks = [site.to_json() for site in study.sites()], study.leaks()
+        rows, leaks = [site.described() for site in study.sites()], study.leaks()
+        trains = study.trains() if rows else ""
     if leaks:
-        click.echo(
-            f"drops in eval mode, too: {', '.join(leaks)}; there pass training=self.training "
-            "(to attention: dropout_p=0.0 unless self.training)",
-            err=True,
-        )
+        click.echo(leaks_line(leaks), err=True)
+    rows = [{**row, "trains": trains} for row in rows]
     _print(rows, as_json, "sites", "no place for dropout was found in this model")
+    if rows and not as_json:
+        click.echo(f"\ntrains {trains}")
 
 
 @main.command(short_help="The studies of a database.")

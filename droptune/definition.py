@@ -27,7 +27,9 @@ def check_same(name: str, stored: Mapping[str, Any], given: Mapping[str, Any]) -
     differs = [key for key in given if key != "training" and stored.get(key) != given[key]]
     was, now = stored.get("training", {}), given["training"]
     differs += [
-        f"{key} ({was.get(key)!r}, now {now[key]!r})" for key in now if was.get(key) != now[key]
+        f"{key} ({was.get(key)!r}, now {now.get(key)!r})"
+        for key in now | was
+        if was.get(key) != now.get(key)
     ]
     if differs:
         raise StudyError(

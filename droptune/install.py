@@ -9,13 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from droptune import functional, inside, recurrent
-from droptune.calls import GIVEN, dropout_kind, rate_attribute
+from droptune.droppers import check_model, dropout_kind, dropper, switch_off, switch_on
 from droptune.errors import ModelError, PlanError, nearest
 from droptune.kinds import KINDS, Kind
 from droptune.kinds.base import INSIDE
 from droptune.plan import Entry, Plan
 from droptune.recomputation import Memory
 from droptune.sites import has_plan
+
+#: The end of the name of a site at a residual branch.
+_BRANCH = "@residual"
 
 
 class SiteDropout(nn.Module):
@@ -96,6 +99,7 @@ def apply(model: nn.Module, plan: Plan, *, seed: int | None = None) -> nn.Module
         The same model.
 
     Raises:
+        ModelError: the model is no `nn.Module`, or a compiled or scripted one.
         PlanError: the plan names a site that the model lacks.
     """
     install(model, {name: (entry.kind,) for name, entry in plan.items()})
@@ -134,9 +138,7 @@ def remove(model: nn.Module) -> nn.Module:
                     marks.pop(key, None)  # keys are of all hooks of a module together
         for key in [k for k, child in module._modules.items() if isinstance(child, SiteDropout)]:
             del module._modules[key]
-        if hasattr(module, GIVEN):
-            setattr(module, *getattr(module, GIVEN))
-            delattr(module, GIVEN)
+        switch_on(module)
         recurrent.let_go(module)
         if (watched := functional.watched(module)) is not None:
             watched.let_go()
@@ -155,7 +157,9 @@ def read(model: nn.Module) -> Plan:
     ours = installed(model)
     if ours or has_plan(model):
         return Plan({site: d.entry for site, d in ours.items() if d.entry is not None})
-    given = {path: (dropout_kind(m), m.p) for path, m in model.named_modules() if dropout_kind(m)}
+    given = {
+        path: (m.kind, m.rate) for path, module in model.named_modules() if (m := dropper(module))
+    }
     for path, module in model.named_modules():
         for name, place in inside.places(module).items():
             if place.kind is not None:
@@ -174,8 +178,10 @@ def install(model: nn.Module, kinds: Mapping[str, Iterable[str]]) -> None:
         kinds: site name -> the kinds that may act there.
 
     Raises:
+        ModelError: the model is no `nn.Module`, or a compiled or scripted one.
         PlanError: the model has no such site.
     """
+    check_model(model)
     modules = {
         path: module
         for path, module in model.named_modules()
@@ -184,13 +190,13 @@ def install(model: nn.Module, kinds: Mapping[str, Iterable[str]]) -> None:
     for name, allowed in kinds.items():
         _check(name, allowed, modules)
     remove(model)  # only now: a plan that does not fit leaves the one that is on
-    for module in modules.values():
-        if (attribute := rate_attribute(module)) is not None:
-            setattr(module, GIVEN, (attribute, getattr(module, attribute)))
-            setattr(module, attribute, 0.0)
+    off = [m for m in modules.values() if recurrent.is_recurrent(m) or dropper(m)]
+    for module in off:
+        switch_off(module)
     replaced: dict[str, dict[str, functional.Drop]] = {}
     within: dict[str, dict[str, SiteDropout]] = {}
-    for name, allowed in kinds.items():
+    # At one module its own output comes before the branch that it ends.
+    for name, allowed in sorted(kinds.items(), key=lambda item: item[0].endswith(_BRANCH)):
         path, call = _place(name)
         module = modules[path]
         dropout = SiteDropout(name, allowed).train(module.training)
@@ -206,10 +212,13 @@ def install(model: nn.Module, kinds: Mapping[str, Iterable[str]]) -> None:
         elif name.endswith("@input"):
             hook = partial(_drop_input, dropout)
             module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+        elif name.endswith(_BRANCH):
+            module.register_forward_hook(partial(_drop_branch, dropout))
         else:
             module.register_forward_hook(partial(_drop_output, dropout))
-    callers = {m: replaced.get(p, {}) for p, m in modules.items() if functional.can_call(m)}
-    functional.watch(callers, [m for m in modules.values() if dropout_kind(m)])
+    calling = {p: m for p, m in modules.items() if functional.can_call(m) and m not in off}
+    callers = {module: replaced.get(path, {}) for path, module in calling.items()}
+    functional.watch(callers, [module for module in off if dropout_kind(module)])
     for path, module in modules.items():
         if recurrent.is_recurrent(module):
             recurrent.watch(module, within.get(path, {}))
@@ -229,7 +238,8 @@ def seed_noise(model: nn.Module, seed: int, clock: int = 0) -> None:
 
 def _place(name: str) -> tuple[str, str]:
     """Return the path of a site's module, and which call in it or place inside it, or ""."""
-    return functional.split(name) or inside.split(name) or (name.removesuffix("@input"), "")
+    plain = name.removesuffix("@input").removesuffix(_BRANCH)
+    return functional.split(name) or inside.split(name) or (plain, "")
 
 
 def _check(name: str, kinds: Iterable[str], modules: Mapping[str, nn.Module]) -> None:
@@ -275,11 +285,23 @@ def _can_host(module: nn.Module) -> bool:
 
 
 def _is_ours(hook: Any) -> bool:
-    return isinstance(hook, partial) and hook.func in (_drop_input, _drop_output, _drop_rows)
+    return isinstance(hook, partial) and hook.func in (
+        _drop_input,
+        _drop_output,
+        _drop_rows,
+        _drop_branch,
+    )
 
 
 # Module-level functions, so that a model with a plan can be pickled and deep-copied.
 def _drop_output(dropout: SiteDropout, module: nn.Module, args: tuple, output: Any) -> Any:
+    return _dropped(dropout, output)
+
+
+def _drop_branch(dropout: SiteDropout, module: nn.Module, args: tuple, output: Any) -> Any:
+    """Drop a module's output, or the first part where it returns several, as attention does."""
+    if type(output) is tuple and output:
+        return _dropped(dropout, output[0]), *output[1:]
     return _dropped(dropout, output)
 
 

@@ -13,6 +13,7 @@ from droptune.loop import Loop
 from droptune.plan import Plan
 from droptune.progress import Progress
 from droptune.search import Search
+from droptune.sites import leaks_line
 from droptune.space import AS_GIVEN, CONTROL
 from droptune.store import Store, prepare_engine
 from droptune.trainers import (
@@ -61,6 +62,8 @@ class Optimization:
                 "the model draws random numbers in training that droptune does not reach yet "
                 "(noise of its own): they stay as they are in all trials"
             )
+        if leaks := self.study.leaks():
+            self.shown.message(leaks_line(leaks))
         with Store(self.study.url) as store:
             self.store = store
             with self.clockwork("store"):

@@ -143,8 +143,16 @@ class Plan(Mapping[str, Entry]):
 
     @classmethod
     def everywhere(cls, sites: Iterable[Site], rate: float, kind: str | None = None) -> "Plan":
-        """Return the plan with one rate at all sites; each site's default kind by default."""
-        return cls({site.name: Entry(kind or site.default_kind, rate) for site in sites})
+        """Return the plan with one rate at all sites; each site's default kind by default.
+
+        Residual branches without dropout today are left out, unless the kind is one for
+        residual branches: then these are all the plan names.
+        """
+        named = () if kind is None else (kind,)
+        if kind in KINDS and KINDS[kind].roles == {"residual"}:
+            sites = [site for site in sites if site.role == "residual"]
+        taking_part = [site for site in sites if site.takes_part(named)]
+        return cls({site.name: Entry(kind or site.default_kind, rate) for site in taking_part})
 
     @property
     def moves(self) -> bool:

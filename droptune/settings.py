@@ -109,6 +109,10 @@ def _check_task(settings: Mapping[str, Any]) -> None:
             f"train is a {type(train).__name__}; give a generator function "
             "train(model, *, seed, device) that yields a dict of metrics after each epoch"
         )
+    if not isinstance(settings["recalibrate"], bool):
+        raise StudyError(f"recalibrate {settings['recalibrate']!r}: True or False is needed")
+    if train is not None and settings["recalibrate"]:
+        raise StudyError("recalibrate is for droptune's own training; with train= leave it out")
     if data is None and (train is None or settings["example"] is None):
         raise StudyError("give data=, or your own train= with example= (a batch for the model)")
 

@@ -4,19 +4,23 @@
 order, with tensors of which shape, and where activations and dropout lie between them.
 """
 
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from droptune.calls import GIVEN, Call, call, first_tensor, is_floating, role_of, shape_of, watch
+from droptune.calls import Call, call, first_tensor, is_floating, role_of, shape_of, watch
+from droptune.droppers import check_model, is_off
 from droptune.errors import ModelError
 from droptune.functional import leaks, watched
 from droptune.inside import places
+from droptune.kinds import KINDS
 from droptune.kinds.base import CHANNELS_FIRST, INSIDE, Kind
 from droptune.recurrent import time_major
 
 _INSIDE_KINDS = {"NLS": "locked", "NLM": "zoneout", "GS": "weight_drop", "VF": "embedding"}
+_STATES = ("NLS", "NLM")
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,14 @@ class Site:
             the place is the module's input; "@input" alone is the input of the model. With
             "@dropout" or "@attention" behind it, the call of a function in that module's
             forward; "@dropout.1" is the second such call. With "@between", "@state", "@cell",
-            "@weights" or "@rows", a place inside that layer (`droptune.inside`).
+            "@weights" or "@rows", a place inside that layer (`droptune.inside`). With
+            "@residual" behind it, the residual branch that the module ends, before it is added
+            to its shortcut.
         path: the dotted path of the module it is reached by; "" is the model itself.
         reach: "module" (an existing dropout module), "output" or "input" (of the module),
             "function" (a call in its forward), "inside" (a place inside a layer).
         role: "input", "embedding", "hidden", "conv", "recurrent", "attention" (weights
-            of attention) or "head".
+            of attention), "residual" (a branch that is added to its shortcut) or "head".
         layout: the axes of the tensor, such as "NF", "NCHW" or "LNF": N sample, C channel,
             F feature, L position, D, H, W space, ? unknown; "NHLL" and "NLL" are weights
             of attention, H the head; "NLS" and "NLM" are a recurrent layer's hidden state and
@@ -44,6 +50,8 @@ class Site:
         rate: the rate found there, or None.
         calls: how often it is called in one forward; above 1 the calls share one rate. For
             the call of a function: how often its module makes it.
+        before_norm: whether there is dropout whose noise meets a BatchNorm with no layer
+            between, and shifts its statistics.
     """
 
     name: str
@@ -56,34 +64,87 @@ class Site:
     kind: str | None = None
     rate: float | None = None
     calls: int = 1
+    before_norm: bool = False
 
     @property
     def default_kind(self) -> str:
-        """The kind found there; else channel for convolutions, standard for the rest.
+        """The kind found there; else what suits the place.
 
-        Inside layers: locked for hidden states, zoneout for memory cells, weight_drop for
-        hidden-to-hidden matrices, embedding for rows.
+        Channel for maps, drop_path for residual branches, standard for the rest; inside layers
+        locked for hidden states, zoneout for memory cells, weight_drop for hidden-to-hidden
+        matrices, embedding for rows.
         """
         if self.kind is not None:
             return self.kind
         if self.layout in INSIDE:
             return _INSIDE_KINDS[self.layout]
+        if self.role == "residual":
+            return "drop_path"
         return "channel" if self.layout in CHANNELS_FIRST and self.role == "conv" else "standard"
 
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """The kinds that suit its layout and role."""
+        return tuple(name for name, kind in KINDS.items() if kind.fits(self.layout, self.role))
+
+    def takes_part(self, kinds: Collection[str] = ()) -> bool:
+        """Tell whether a site belongs to a space, or to a plan for everywhere.
+
+        All do but two sorts of places without dropout today, for each place costs trials:
+        residual branches, where noise is mostly rejected (rtdl's tuned FT-Transformers: 9 of
+        9), and states of recurrent layers, where a layer then runs step by step. They take part
+        where one of the kinds is among `invited_by`.
+        """
+        return self.kind is not None or not self._by_wish or bool({*kinds} & {*self.invited_by})
+
+    @property
+    def _by_wish(self) -> bool:
+        return self.role == "residual" or self.layout in _STATES
+
+    @property
+    def invited_by(self) -> tuple[str, ...]:
+        """The kinds that bring a place into a space which is else left out; none for others."""
+        if self.role == "residual":
+            return tuple(k for k in self.allowed if KINDS[k].roles == {"residual"})
+        return self.allowed if self.layout in _STATES else ()
+
+    @property
+    def remark(self) -> str | None:
+        """What is to be known before dropout is put there, in a few words."""
+        said = []
+        if self.before_norm:
+            said.append("before a BatchNorm, whose statistics it shifts")
+        if not self.takes_part():
+            said.append(f"only where {' or '.join(self.invited_by)} is asked for")
+        if self.calls > 1:
+            said.append(f"{self.calls} calls share one rate")
+        return "; ".join(said) or None
+
+    def described(self) -> dict[str, Any]:
+        """Return all about the site as JSON values, with the kinds that fit and a remark."""
+        return {**self.to_json(), "kinds": list(self.allowed), "remark": self.remark}
+
     def to_json(self) -> dict[str, Any]:
-        """Return the site as JSON values."""
-        return {**asdict(self), "shape": list(self.shape)}
+        """Return the site as the JSON values that a store keeps."""
+        values = {**asdict(self), "shape": list(self.shape)}
+        del values["before_norm"]
+        return values
 
 
 def find_sites(model: nn.Module, example: Any) -> tuple[Site, ...]:
     """Return the sites of a model, in call order.
 
     Listed are the model's input, the place after each hidden activation, the place before
-    the head, the input of each recurrent layer, every dropout module of torch that is called,
-    every call of a function that drops, inside attention too, and the places inside recurrent
-    layers and embeddings. Where a norm follows an activation the place is behind the
+    the head, the input of each recurrent layer, every module that drops and is called (torch's
+    own, and others that are seen to: `droptune.droppers`), every call of a function that drops,
+    inside attention too, the places inside recurrent layers and embeddings, and every residual
+    branch that ends in a module. Where a norm follows an activation the place is behind the
     norm: noise in front of a BatchNorm shifts its statistics (Li et al.,
     https://arxiv.org/abs/1801.05134).
+
+    A residual branch is what is added to the value it is computed from, through a layer with
+    weights. One whose shortcut has layers of its own (a projection) is not told from it, and
+    not listed.
 
     The model is left as it was: a copy of it runs, and torch's global generator is put
     back.
@@ -94,15 +155,15 @@ def find_sites(model: nn.Module, example: Any) -> tuple[Site, ...]:
             of keyword arguments.
 
     Raises:
-        ModelError: the model is no `nn.Module`, has a plan on it, or fails on the example.
+        ModelError: the model is no `nn.Module`, is compiled or scripted, has a plan on it, or
+            fails on the example.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"the model is a {type(model).__name__}; droptune needs a torch.nn.Module")
+    check_model(model)
     if has_plan(model):
         raise ModelError("the model has a plan on it; take it off first: droptune.remove(model)")
     calls = watch(model, example)
     found = _existing(calls) + _model_input(calls, example) + _insertions(calls)
-    found += _inside(calls, example)
+    found += _inside(calls, example) + _branches(calls, shape_of(example)[:1])
     sites = sorted(found, key=lambda place: place[0])
     return tuple(replace(site, depth=depth) for depth, (_, site) in enumerate(sites))
 
@@ -112,11 +173,17 @@ def find_leaks(model: nn.Module, example: Any) -> list[str]:
     return leaks(model, lambda copy: call(copy, example))
 
 
+def leaks_line(leaks: Iterable[str]) -> str:
+    """Return what to say of the leaks that were found."""
+    return (
+        f"drops in eval mode, too: {', '.join(leaks)}; there pass training=self.training "
+        "(to attention: dropout_p=0.0 unless self.training)"
+    )
+
+
 def has_plan(model: nn.Module) -> bool:
     """Tell whether a plan is on a model, "no dropout" included where it switches any off."""
-    return any(
-        isinstance(m, Kind) or hasattr(m, GIVEN) or watched(m) is not None for m in model.modules()
-    )
+    return any(isinstance(m, Kind) or is_off(m) or watched(m) is not None for m in model.modules())
 
 
 def _inside(calls: list[Call], example: Any) -> list[tuple[float, Site]]:
@@ -185,8 +252,27 @@ def _existing(calls: list[Call]) -> list[tuple[float, Site]]:
             kind=seen.kind,
             rate=seen.rate,
             calls=seen.count,
+            before_norm=seen.kind is not None and _is_before_norm(calls[index + 1 :]),
         )
         found.append((index, site))
+    return found
+
+
+def _is_before_norm(after: list[Call]) -> bool:
+    """Tell whether a BatchNorm comes next, with at most an activation between."""
+    met = next((seen for seen in after if seen.what in ("weight", "norm", "residual")), None)
+    return met is not None and isinstance(met.module, nn.modules.batchnorm._BatchNorm)
+
+
+def _branches(calls: list[Call], batch: tuple[int, ...]) -> list[tuple[float, Site]]:
+    """Return the residual branches; where samples are not in front the axes are unknown."""
+    found = []
+    for index, seen in enumerate(calls):
+        if seen.what == "residual" and seen.first:
+            name, shape = f"{seen.path}{seen.call}", seen.given
+            layout = _layout(shape, seen.role) if shape[:1] == batch else "?" * len(shape)
+            site = Site(name, seen.path, "output", "residual", layout, 0, shape[1:])
+            found.append((index, replace(site, calls=seen.count)))
     return found
 
 
@@ -199,7 +285,7 @@ def _role_and_layout(calls: list[Call], index: int) -> tuple[str, str]:
     role = "hidden" if _is_turned(calls, index) else seen.role
     layout = _layout(seen.given, _consumer(calls, index) if role == "input" else role)
     layout = "LNF" if seen.steps_first else layout
-    role = _settled(role, layout)
+    role = "residual" if seen.ends_branch else _settled(role, layout)
     if role == "hidden" and _is_before_head(calls, index):
         role = "head"
     return role, layout

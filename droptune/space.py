@@ -18,9 +18,10 @@ from droptune.schedule import SCHEDULES
 from droptune.sites import Site
 
 #: Highest rate suggested, by role: small where noise hits raw information (inputs,
-#: embeddings, residual streams), and a little over 0.5 elsewhere, since tuned rates press
-#: against a bound of 0.5 (rtdl's best configurations, Gorishniy et al. 2021).
-HIGHEST_RATE = {"input": 0.3, "embedding": 0.3, "residual": 0.3}
+#: embeddings), that of stochastic depth's authors for residual branches, and a little over 0.5
+#: elsewhere, since tuned rates press against a bound of 0.5 (rtdl's best configurations,
+#: Gorishniy et al. 2021).
+HIGHEST_RATE = {"input": 0.3, "embedding": 0.3, "residual": 0.5}
 HIGHEST_ELSEWHERE = 0.6
 #: No slope lifts a rate above this.
 CEILING = 0.95
@@ -165,7 +166,8 @@ class Space:
             again and again (measured: 8 of the first 12 trials, where it is a good plan).
 
     Args:
-        sites: where dropout may act.
+        sites: where dropout may act; of residual branches those that take part
+            (`Site.takes_part`): dropout is there today, or a kind for them is asked.
         encoding: "uniform" (one rate), "shape" (a mean rate for each role, and a slope over
             depth) or "site" (a rate for each site); from few parameters to many.
         kinds: the kinds that may be tried where layout and role fit. None, or where none of
@@ -186,18 +188,18 @@ class Space:
         kinds: Sequence[str] | None = None,
         schedules: Sequence[str] = ("constant",),
     ) -> None:
-        self.sites = tuple(sites)
-        if not self.sites:
-            raise SpaceError(
-                "the model has no place for dropout that droptune finds; it needs a layer with "
-                "an activation behind it, a float input, or a dropout module"
-            )
         if encoding not in ENCODINGS:
             raise SpaceError(f"unknown encoding {encoding!r}; allowed: {', '.join(ENCODINGS)}")
         kinds = (kinds,) if isinstance(kinds, str) else tuple(dict.fromkeys(kinds or ()))
         for kind in kinds:
             if kind not in KINDS:
                 raise SpaceError(f"unknown kind {kind!r}{nearest(str(kind), KINDS)}")
+        self.sites = tuple(site for site in sites if site.takes_part(kinds))
+        if not self.sites:
+            raise SpaceError(
+                "the model has no place for dropout that droptune finds; it needs a layer with "
+                "an activation behind it, a float input, or a dropout module"
+            )
         self.schedules = _checked_schedules(schedules)
         self.encoding = encoding
         self.asked_kinds = kinds
@@ -315,7 +317,8 @@ class Space:
         """
         heads = [site for site in self.sites if site.role == "head"]
         inputs = [site for site in self.sites if site.role == "input"]
-        inner = [site for site in self.sites if site.role not in ("input", "embedding")]
+        outer = ("input", "embedding", "residual")
+        inner = [site for site in self.sites if site.role not in outer]
         plans = {
             CONTROL: Plan.none(),
             AS_GIVEN: as_given,

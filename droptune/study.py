@@ -18,7 +18,14 @@ from droptune.progress import progress as suitable_progress
 from droptune.sites import Site, find_leaks, find_sites
 from droptune.space import Space
 from droptune.store import hide
-from droptune.trainers import Task, build, check_fit, fingerprint
+from droptune.trainers import (
+    Task,
+    build,
+    check_fit,
+    fingerprint,
+    pick_device,
+    why_not_fused,
+)
 from droptune.watch import Interrupt
 
 DEFAULT_STORE = "sqlite:///droptune.db"
@@ -48,6 +55,8 @@ class Study:
         weight_decay: as in torch.
         momentum: of SGD.
         lr_schedule: "constant", "cosine" or "one-cycle".
+        recalibrate: whether statistics of BatchNorm are taken again without dropout, over up
+            to 200 training batches, before each validation: dropout in front shifts them.
         objective: the metric that decides, at the last epoch: "val_loss", "val_accuracy", or
             one that `train` yields.
         direction: "minimize" or "maximize"; None: maximize an accuracy, minimize the rest.
@@ -86,6 +95,7 @@ class Study:
     weight_decay: float = 0.01
     momentum: float = 0.9
     lr_schedule: str = "constant"
+    recalibrate: bool = False
     objective: str = "val_loss"
     direction: str | None = None
     encoding: str = "shape"
@@ -150,6 +160,14 @@ class Study:
         """Return the calls of functions that drop although the model is in eval mode."""
         return find_leaks(self.built, self.batch)
 
+    def trains(self) -> str:
+        """Return how the model trains: "fused", or "serially" and why, or by its own loop."""
+        if self.train is not None:
+            return "by its own loop (train=), one trial at a time"
+        kinds = {s.name: (s.default_kind,) for s in self.sites() if s.takes_part()}
+        reason = why_not_fused(self.task(kinds), pick_device(self.device))
+        return "fused" if reason is None else f"serially: {reason}"
+
     @property
     def batch(self) -> Any:
         """What the model can be called with."""
@@ -178,6 +196,7 @@ class Study:
             self.weight_decay,
             self.momentum,
             self.lr_schedule,
+            self.recalibrate,
         )
 
     def definition(self) -> dict[str, Any]:
@@ -198,6 +217,7 @@ class Study:
                 "weight_decay": self.weight_decay,
                 "momentum": self.momentum,
                 "lr_schedule": self.lr_schedule,
+                **({"recalibrate": True} if self.recalibrate else {}),
             },
             "seed": self.seed,
         }

@@ -74,11 +74,14 @@ def test_options_override_the_file_and_json_is_alone_on_stdout(digits):
     options = ["--trials", 3, "--confirm-blocks", 0, "--study", "other", "--slots", 3, "--seed", 1]
     options += ["--sampler", "random", "--encoding", "uniform", "--trainer", "serial"]
     options += ["--store", "sqlite:///other.db", "--device", "cpu", "--time", "5m", "-q"]
+    options += ["--recalibrate"]
     answer = data("optimize", "digits.py", *options)
     assert list(answer) == BEST_KEYS
     assert (answer["study"], answer["verdict"]) == ("other", "undecided")
     (study,) = data("studies", "--store", "sqlite:///other.db")
     assert study["trials"]["complete"] == 3
+    shown = data("show", "--study", "other", "--store", "sqlite:///other.db")
+    assert shown["definition"]["training"]["recalibrate"] is True
     said = run("optimize", "digits.py", *options).stdout
     assert "droptune best --study other --store sqlite:///other.db" in said
 

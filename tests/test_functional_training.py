@@ -14,7 +14,7 @@ from droptune.functional import attention
 from droptune.sites import find_leaks
 from droptune.trainers import FusedTrainer, SerialTrainer, Task
 from tests.calling import ZOO, Eager, Hand, Heads, X, build, data
-from tests.small import Notes, fresh, rows, study
+from tests.small import Notes, fresh, mlp, rows, study
 
 # Writing in place
 
@@ -149,19 +149,22 @@ def test_the_rate_is_the_part_of_weights_that_is_dropped(need_weights, rate):
 @pytest.mark.parametrize("cls", [*ZOO.values(), Eager], ids=[*ZOO, "Eager"])
 def test_fused_is_serial(cls):
     sites = find_sites(build(cls), X)
+    weights = [site for site in sites if site.role == "attention"]
     kinds = {site.name: ("standard", "gaussian") for site in sites}
+    kinds |= {site.name: ("standard", "gaussian", "drop_key") for site in weights}
     task = Task(cls, data(), kinds, epochs=3, batch_size=32, lr=0.01)
     plans = [Plan.none(), Plan.everywhere(sites, 0.2), Plan.everywhere(sites, 0.4, "gaussian")]
+    plans += [Plan.everywhere(weights, 0.4, "drop_key")] if weights else []
     curves = []
-    for trainer in (SerialTrainer(task, 3), FusedTrainer(task, 3)):
+    for trainer in (SerialTrainer(task, 4), FusedTrainer(task, 4)):
         trainer.begin(seed=3)
         for slot, plan in enumerate(plans):
             trainer.start(slot, plan)
         epochs = [trainer.epoch() for _ in range(3)]
         curves.append([[e[i].train_loss, e[i].metrics["val_loss"]] for e in epochs for i in e])
     torch.testing.assert_close(*map(torch.tensor, curves), atol=2e-5, rtol=0)
-    ends = torch.tensor(curves[0][-3:])[:, 0]
-    assert ends.unique().numel() == 3, "the plans differ"
+    ends = torch.tensor(curves[0][-len(plans) :])[:, 0]
+    assert ends.unique().numel() == len(plans), "the plans differ"
 
 
 def test_a_study_tunes_the_weights_of_attention(tmp_path):
@@ -198,6 +201,14 @@ def test_calls_that_drop_in_eval_mode_are_found():
     assert find_leaks(model, x) == ["@dropout", "@attention"]
     assert model.training and not model._forward_hooks
     assert all(find_leaks(build(cls), X) == [] for cls in ZOO.values())
+
+
+@pytest.mark.parametrize(("model", "said"), [(Leaky, True), (mlp, False)])
+def test_a_study_says_once_which_calls_drop_in_eval_mode(tmp_path, model, said):
+    notes = Notes()
+    study(fresh(tmp_path), model=model, confirm_blocks=0, trials=2).optimize(progress=notes)
+    lines = [line for line in notes.messages if "drops in eval mode" in line]
+    assert len(lines) == said and all("@dropout, @attention; " in line for line in lines)
 
 
 def test_the_command_line_says_which_calls_drop_in_eval_mode(tmp_path):

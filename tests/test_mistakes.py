@@ -45,8 +45,18 @@ def deep():
     return nn.Sequential(*layers, nn.Linear(30, 2))
 
 
+def scripted():
+    return torch.jit.script(deep())
+
+
+def compiled():
+    return torch.compile(deep(), backend="eager")
+
+
 X = torch.zeros(4, 30)
 MISTAKES = {
+    "a scripted model": {"model": scripted},
+    "a compiled model": {"model": compiled},
     "a model that fails": {"model": broken},
     "a model that is none": {"model": lambda: 3},
     "a model that needs arguments": {"model": nn.Linear},

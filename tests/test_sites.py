@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import droptune
 from droptune import Plan, find_sites
-from droptune.calls import DROPOUT_MODULES
+from droptune.droppers import DROPOUT_MODULES
 from droptune.errors import ModelError
 from droptune.sites import Site
 

@@ -102,7 +102,9 @@ def test_bounds_are_low_where_noise_hits_raw_information():
     Space(SITES, "site").suggest(site)
     assert shape.asked["rate.input"] == site.asked["rate.@input"] == (0.0, 0.3, 0.01)
     assert shape.asked["rate.head"] == site.asked["rate.drop"] == (0.0, 0.6, 0.01)
-    assert {highest_rate(role) for role in HIGHEST_RATE} == {0.3}
+    assert {role: highest_rate(role) for role in HIGHEST_RATE} == {
+        "input": 0.3, "embedding": 0.3, "residual": 0.5,
+    }  # fmt: skip
     assert highest_rate("head") == HIGHEST_ELSEWHERE
 
 

@@ -50,6 +50,15 @@ def test_a_training_loop_of_ones_own_is_tuned(url):
     assert own(url).optimize(progress=Notes()).finished_before
 
 
+@pytest.mark.parametrize("example", [(torch.zeros(2, 30),), {"input": torch.zeros(2, 30)}])
+def test_the_example_may_be_arguments_or_keywords(url, example):
+    one = own(url, example=example, confirm_blocks=0)
+    assert [site.name for site in one.sites()] == ["@input", "2"]
+    assert one.leaks() == [] and one.trains().startswith("by its own loop")
+    one.optimize(progress=Notes())
+    assert trials(url) == [(number, "COMPLETE") for number in range(6)]
+
+
 def test_a_training_loop_that_raises_fails_its_trial_alone(url):
     def fails(model, *, seed, device):
         yield from by_hand(model, seed=seed, device=device) if next(HEADS) else iter([{}["x"]])

@@ -25,8 +25,9 @@ class Kind(nn.Module, ABC):
     share one module and differ in the values of these buffers alone. They are not persistent,
     so that no `state_dict` changes. A kind defines `drop`, which preserves the mean of `x`
     over masks, of each element or of a whole sample; alpha keeps mean and variance instead,
-    and max_drop, which takes away maxima and scales nothing, lowers the mean a little. Zoneout
-    acts on what becomes of a state: there eval mode is the mean over masks, not the identity.
+    drop_key the sum of each row of weights; max_drop, which takes away maxima, and layer_drop
+    scale nothing and lower the mean. Zoneout acts on what becomes of a state: there eval mode
+    is the mean over masks, not the identity.
 
     Args:
         site: the site's name; the kind's noise is a function of it.
@@ -44,6 +45,8 @@ class Kind(nn.Module, ABC):
     roles: ClassVar[frozenset[str]] = frozenset()
     #: What else may be set, by name; each is a buffer of that name.
     settings: ClassVar[Mapping[str, Setting]] = MappingProxyType({})
+    #: All kinds by name, for messages; the package fills it.
+    known: ClassVar[Mapping[str, "type[Kind]"]] = {}
 
     rate: Tensor
 
@@ -78,9 +81,15 @@ class Kind(nn.Module, ABC):
             PlanError: it has more or fewer.
         """
         if x.dim() not in map(len, self.layouts):
+            allowed = ", ".join(
+                name
+                for name, kind in self.known.items()
+                if not (kind.roles or kind.only_inside())
+                and (not kind.layouts or x.dim() in map(len, kind.layouts))
+            )
             raise PlanError(
                 f"site {self.site!r} holds a tensor of {x.dim()} axes, kind {self.name!r} needs "
-                f"{' or '.join(sorted(self.layouts))}; name another kind there"
+                f"{' or '.join(sorted(self.layouts))}; name another kind there: {allowed}"
             )
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "Kind":

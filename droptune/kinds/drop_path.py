@@ -17,12 +17,16 @@ class DropPath(Kind):
 
     Right only on a residual branch, before it is added to its shortcut: anywhere else a
     dropped sample loses all it holds. Hence the role: a space tries it at no other site.
-    droptune finds no such site by itself yet; a plan may name it by hand, any layout.
-    Sensible rates: 0.1 to 0.5, the larger the model for its data the higher.
+    `find_sites` lists residual branches. Any layout with samples in front. Sensible rates:
+    0.1 to 0.5, the larger the model for its data the higher.
     """
 
     name: ClassVar[str] = "drop_path"
     roles: ClassVar[frozenset[str]] = frozenset({"residual"})
+
+    @classmethod
+    def fits(cls, layout: str, role: str) -> bool:
+        return super().fits(layout, role) and layout.startswith("N")
 
     def drop(self, x: Tensor) -> Tensor:
         shape = (x.shape[0], *(1,) * (x.dim() - 1))

@@ -117,8 +117,13 @@ def trials(rows: Sequence[Row]) -> RenderableType:
 
 
 def sites(rows: Iterable[Row]) -> RenderableType:
-    """Return a table of sites, as `Site.to_json` or `Queries.study` gives them."""
-    table = _table("site", "role", "layout", "shape", "reach", "dropout today")
+    """Return a table of sites, as `Site.described` or `Queries.study` gives them.
+
+    Kinds and remarks, which no store keeps, are left out where they are not given.
+    """
+    rows = list(rows)
+    more = [key for key in ("kinds", "remark") if any(row.get(key) for row in rows)]
+    table = _table("site", "role", "layout", "shape", "reach", "dropout today", *more)
     for row in rows:
         today = NOTHING if row["kind"] is None else f"{row['kind']} {short(row['rate'])}"
         table.add_row(
@@ -128,8 +133,14 @@ def sites(rows: Iterable[Row]) -> RenderableType:
             _text(" x ".join(map(str, row["shape"])) or NOTHING),
             _text(row["reach"]),
             _text(today),
+            *(_text(_listed(row.get(key))) for key in more),
         )
     return table
+
+
+def _listed(value: Any) -> str:
+    """Return a text, or several as one."""
+    return value if isinstance(value, str) else ", ".join(value or ())
 
 
 def best(row: Row, text: str | None = None) -> RenderableType:

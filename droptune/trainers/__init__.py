@@ -11,7 +11,7 @@ from droptune.trainers.base import (
     build,
     is_out_of_memory,
 )
-from droptune.trainers.choose import TRAINERS, choose
+from droptune.trainers.choose import TRAINERS, choose, why_not_fused
 from droptune.trainers.fit import (
     check_fit,
     fingerprint,
@@ -43,4 +43,5 @@ __all__ = [
     "metric_names",
     "pick_device",
     "still_random",
+    "why_not_fused",
 ]

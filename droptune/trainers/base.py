@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from droptune.data import Data
+from droptune.droppers import check_model
 from droptune.errors import ModelError, PlanError, TrainingError
 from droptune.install import install
 from droptune.plan import Plan
@@ -121,6 +122,8 @@ class Task:
         weight_decay: decoupled for AdamW, added to the gradient for SGD, as in torch.
         momentum: of SGD.
         lr_schedule: "constant", "cosine" (to 0) or "one-cycle".
+        recalibrate: whether statistics of BatchNorm are taken again without dropout before
+            each validation.
     """
 
     model: Callable[[], nn.Module]
@@ -134,6 +137,7 @@ class Task:
     weight_decay: float = 0.01
     momentum: float = 0.9
     lr_schedule: str = "constant"
+    recalibrate: bool = False
 
     def __post_init__(self) -> None:
         for what, value, allowed in (
@@ -176,7 +180,7 @@ def build(model: Callable[[], nn.Module], seed: int) -> nn.Module:
     """Build a model with `torch.manual_seed(seed)`; the global generators are put back.
 
     Raises:
-        ModelError: the builder fails, or returns no module.
+        ModelError: the builder fails, or returns no module, or one that is compiled or scripted.
     """
     with kept_generators():
         torch.manual_seed(seed)
@@ -192,6 +196,7 @@ def build(model: Callable[[], nn.Module], seed: int) -> nn.Module:
             f"the model builder returns {type(module).__name__}; "
             "it must return a new torch.nn.Module each time it is called"
         )
+    check_model(module)
     return module
 
 

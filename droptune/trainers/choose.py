@@ -81,6 +81,19 @@ def choose(
     return fused
 
 
+def why_not_fused(task: Task, device: torch.device | str = "cpu") -> str | None:
+    """Return why a model cannot be trained fused, by tracing a step of two; None: it can."""
+    try:
+        FusedTrainer(task, 2, device).rehearse(2, 1)
+    except ModelError as error:
+        return str(error).replace("; use trainer='serial'", "")
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return "memory ends below 2 members at once"
+    return None
+
+
 def _fastest(
     task: Task, widths: list[int], device: torch.device | str, least: float
 ) -> tuple[FusedTrainer | None, float]:

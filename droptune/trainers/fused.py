@@ -40,6 +40,7 @@ from droptune.trainers.base import (
 from droptune.trainers.place import why
 from droptune.trainers.program import Program, trace
 from droptune.trainers.stacking import Pace, StackedAdamW, StackedOptimizer, StackedSGD
+from droptune.trainers.statistics import recalibrate
 
 _WAYS = 16  # programs kept for one shape of a batch, where what a forward reads differs
 _FEW = 4  # of these, for a model whose batches mostly go one way
@@ -138,6 +139,8 @@ class FusedTrainer:
         with torch.random.fork_rng(self._gpus()):
             torch.manual_seed(derive(self._seed, "model", self.clock))
             losses = self._train()
+            if self.task.recalibrate:
+                self._recalibrate()
             scores = self._score(self._data.val, "val")
         self.clock += 1
         members = {slot: row for row, slot in enumerate(self._rows) if slot is not None}
@@ -282,6 +285,16 @@ class FusedTrainer:
                 totals[name] = totals.get(name, torch.zeros(width, device=self.device)) + value
         # Divided as doubles: equal counts of hits must differ by exactly nothing.
         return {name: [v / len(split) for v in total.tolist()] for name, total in totals.items()}
+
+    def _recalibrate(self) -> None:
+        data = self._data.train
+        order = batches(len(data), self.task.batch_size, self._seed, self.clock, self.device)
+
+        def forward(rows: Tensor) -> None:
+            x, y = data.x[rows], data.y[rows]
+            self._program("measure", x, y)(*self._state(), x, y)
+
+        recalibrate(self._model, self._buffers, forward, order)
 
     def _state(self) -> list[Tensor]:
         return [*self._params.values(), *self._buffers.values()]

@@ -32,6 +32,7 @@ from droptune.trainers.base import (
     mean_loss,
 )
 from droptune.trainers.stacking import Pace
+from droptune.trainers.statistics import recalibrate
 
 
 @dataclass
@@ -96,6 +97,8 @@ class SerialTrainer:
                 # The same numbers for every member, also for randomness of the model's own.
                 torch.manual_seed(derive(self._seed, "model", self.clock))
                 train_loss = self._train(member)
+                if self.task.recalibrate:
+                    self._recalibrate(member.model)
                 metrics = self._score(member.model, self._data.val, "val")
             seconds = time.perf_counter() - started
             failed = diverged({"train_loss": train_loss, **metrics})
@@ -178,6 +181,13 @@ class SerialTrainer:
             member.pace.age += 1
             total += loss.detach() * len(rows)
         return (total / len(data)).item()
+
+    def _recalibrate(self, model: nn.Module) -> None:
+        x = self._data.train.x
+        order = batches(len(x), self.task.batch_size, self._seed, self.clock, self.device)
+        recalibrate(
+            model, dict(model.named_buffers()), lambda rows: self._output(model, x[rows]), order
+        )
 
     def _output(self, model: nn.Module, x: Tensor) -> Tensor:
         if x.dim() == 4 and self.device.type == "cpu":

@@ -12,7 +12,8 @@ ALPHA = {"alpha", "feature_alpha"}
 #: A tensor of each layout.
 LAYOUTS = {
     "NF": (4, 3), "NLF": (4, 3, 5), "NCL": (4, 3, 5), "NHWF": (4, 3, 5, 5), "NCHW": (4, 3, 5, 5),
-    "NCDHW": (4, 3, 2, 5, 5), "NLS": (4, 3, 5), "NLM": (4, 3, 5), "GS": (8, 2), "VF": (7, 3),
+    "NCDHW": (4, 3, 2, 5, 5), "NLL": (4, 5, 5), "NHLL": (4, 3, 5, 5),
+    "NLS": (4, 3, 5), "NLM": (4, 3, 5), "GS": (8, 2), "VF": (7, 3),
 }  # fmt: skip
 #: Those of tensors that are handed from layer to layer.
 BETWEEN_LAYERS = set(LAYOUTS) - INSIDE
@@ -21,12 +22,15 @@ SUITED = {
     "locked": (32, 9, 3), "pattern_tokens": (32, 9, 3), "zoneout": (32, 9, 3),
     "weight_drop": (32, 9), "embedding": (32, 9),
 }  # fmt: skip
+#: The role at which a kind is tried: of the kinds for residual branches, and of all but these.
+ROLES = {"drop_key": "attention"}
 #: Shapes at which a kind draws thousands of numbers.
 MANY = {
     "locked": (64, 2, 800), "drop_path": (50_000, 1), "max_drop": (64, 800, 2, 2),
     "max_drop_channel": (64, 3, 20, 40), "drop_block": (500, 2, 16, 16), "pattern": (9000, 1, 4, 4),
     "pattern_tokens": (300, 40, 20),
     "weight_drop": (200, 250), "embedding": (50_000, 1),
+    "drop_key": (25, 5, 400),
 }  # fmt: skip
 
 
@@ -39,6 +43,16 @@ def started(kind: Kind, seed: int = 0, clock: int = 0) -> Kind:
     """Put a kind in training mode, its noise at the start of an epoch."""
     kind.train().stream.seed(seed, clock)
     return kind
+
+
+def role(name: str) -> str:
+    """Return a role that the kind fits."""
+    return ROLES.get(name, "residual")
+
+
+def several(kind: Kind, x: Tensor, calls: int = 40) -> Tensor:
+    """Return what so many calls make of a tensor, stacked."""
+    return torch.stack([kind(x) for _ in range(calls)])
 
 
 def batch(*shape: int, seed: int = 0) -> Tensor:

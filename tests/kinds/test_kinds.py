@@ -19,6 +19,8 @@ from tests.kinds.making import (
     dropped,
     make,
     many,
+    role,
+    several,
     started,
     suited,
 )
@@ -30,16 +32,21 @@ CHANNELWISE = {"channel", "feature_alpha"}
 FITTING = {
     **dict.fromkeys([*CHANNELWISE, "max_drop", "max_drop_channel"], {"NCL", "NCHW", "NCDHW"}),
     "drop_block": {"NCL", "NCHW"}, "pattern": {"NCHW"}, "locked": {"NLF", "NLS"},
-    "pattern_tokens": {"NLF"},
+    "pattern_tokens": {"NLF"}, "drop_key": {"NLL", "NHLL"},
     "zoneout": {"NLS", "NLM"}, "weight_drop": {"GS"}, "embedding": {"VF"},
 }  # fmt: skip
 #: Kinds that keep the mean of a sample, not that of each element.
-BY_SAMPLE = {"max_drop_channel", "drop_block", "pattern"}
-#: Kinds that drop elements for good: what a rate drops, a higher one drops too.
-DROPPING = sorted(set(KINDS) - {"gaussian"})
+BY_SAMPLE = {"max_drop_channel", "drop_block", "pattern", "drop_key"}
+#: Kinds that scale nothing: what they do to a mean of 1, in maps of 81, at a rate.
+UNSCALED = {"max_drop": lambda rate: 1 - rate / 81, "layer_drop": lambda rate: 1 - rate}
+#: Kinds that drop elements for good: what a rate drops, a higher one drops too. Of layer_drop,
+#: with one draw a call, see its own file.
+DROPPING = sorted(set(KINDS) - {"gaussian", "layer_drop"})
 #: Of these, the ones whose rate is the part that is dropped. Not so: stochastic (at each call
 #: another), max_drop (maxima only), drop_block (blocks overlap), patterns (tiles and groups).
-BERNOULLI = sorted(set(DROPPING) - BY_SAMPLE - {"stochastic", "max_drop", "pattern_tokens"})
+BERNOULLI = sorted(
+    set(DROPPING) - BY_SAMPLE - {"stochastic", "max_drop", "pattern_tokens"} | {"drop_key"}
+)
 #: How far 1 / keep may be off at rate 0.9, where a step of the grid is 1.5e-4 of it.
 ON_GRID = {"rtol": 1.6e-4, "atol": 1e-4}
 
@@ -71,15 +78,17 @@ class KindContract:
     @pytest.mark.parametrize("rate", RATES)
     def test_changes_something_in_training(self, name, rate):
         x = suited(name)
-        assert not torch.equal(make(name, rate)(x), x)
+        assert not torch.equal(several(make(name, rate), x), torch.stack([x] * 40))
 
     @pytest.mark.parametrize("rate", RATES)
     def test_keeps_the_mean_over_masks(self, name, rate):
-        if name in BY_SAMPLE | {"max_drop"}:
-            x = torch.tensor([1.0, 3.0]).view(1, 2, 1, 1).expand(2000, 2, 9, 9)
-            # max_drop scales nothing: it takes the maximum of a map of 81, and keeps no mean.
-            expected = 2 * (1 - rate / 81) if name == "max_drop" else 2.0
-            assert make(name, rate)(x).mean().item() == pytest.approx(expected, rel=5e-3)
+        if name in BY_SAMPLE | set(UNSCALED):
+            # Many small batches for the kind that draws once a batch.
+            samples, calls = (1, 5000) if name == "layer_drop" else (2000, 1)
+            x = torch.tensor([1.0, 3.0]).view(1, 2, 1, 1).expand(samples, 2, 9, 9)
+            mean = several(make(name, rate), x, calls).mean().item()
+            expected = UNSCALED.get(name, lambda rate: 1)(rate)
+            assert mean / 2 == pytest.approx(expected, rel=5e-3, abs=0.01 * (calls > 1))
             return
         x = torch.zeros(1, 4, 1) if name in ALPHA else torch.tensor([[[1.0], [-2.0], [3.0], [0.5]]])
         samples = x.expand(50_000, 4, 1)
@@ -137,15 +146,17 @@ class KindContract:
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_the_same_seed_site_and_clock_give_the_same_noise(self, name):
-        assert torch.equal(make(name)(suited(name)), make(name)(suited(name)))
+        x = suited(name)
+        assert torch.equal(several(make(name), x), several(make(name), x))
 
     @pytest.mark.parametrize("other", [{"seed": 1}, {"clock": 1}, {"site": "fd"}])
     def test_another_seed_site_or_clock_gives_other_noise(self, name, other):
-        assert not torch.equal(make(name)(suited(name)), make(name, **other)(suited(name)))
+        x = suited(name)
+        assert not torch.equal(several(make(name), x), several(make(name, **other), x))
 
     def test_each_call_draws_new_noise(self, name):
-        kind = make(name)
-        assert not torch.equal(kind(suited(name)), kind(suited(name)))
+        drawn = several(make(name), suited(name))
+        assert any(not torch.equal(drawn[0], other) for other in drawn)
 
     @pytest.mark.parametrize("each", [True, False], ids=["inputs stacked", "one input"])
     def test_stacked_under_vmap_each_member_is_bit_for_bit_what_it_is_alone(self, name, each):
@@ -188,7 +199,7 @@ class KindContract:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
     def test_keeps_the_dtype_and_the_shape(self, name, dtype):
         for layout, shape in LAYOUTS.items():
-            if name in CHANNELWISE or KINDS[name].fits(layout, "residual"):
+            if name in CHANNELWISE or KINDS[name].fits(layout, role(name)):
                 y = make(name)(batch(*shape).to(dtype))
                 assert y.dtype == dtype and y.shape == shape
 
@@ -200,8 +211,12 @@ class KindContract:
             else:
                 with pytest.raises(
                     PlanError, match=f"^site 'fc' holds a .* kind '{name}' needs [A-Z]"
-                ):
+                ) as error:
                     make(name)(batch(*shape))
+                allowed = str(error.value).rpartition("there: ")[2].split(", ")
+                assert "standard" in allowed and name not in allowed
+                for other in allowed:
+                    make(other)(batch(*shape))
 
     def test_what_it_draws_depends_neither_on_the_rate_nor_on_values(self, name):
         after = []
@@ -228,14 +243,14 @@ class KindContract:
             assert repr(KINDS[name]("fc", **{setting: value})).endswith(f", {setting}={value:g})")
 
     def test_fits_the_layouts_of_its_method(self, name):
-        fitting = {layout for layout in LAYOUTS if KINDS[name].fits(layout, "residual")}
+        fitting = {layout for layout in LAYOUTS if KINDS[name].fits(layout, role(name))}
         assert fitting == FITTING.get(name, BETWEEN_LAYERS)
         assert KINDS[name].only_inside() == fitting.isdisjoint(BETWEEN_LAYERS)
 
     @pytest.mark.parametrize("role", ["input", "embedding", "hidden", "conv", "recurrent", "head"])
-    def test_fits_every_role_unless_it_is_of_residual_branches(self, name, role):
+    def test_fits_every_role_unless_its_method_is_of_one_alone(self, name, role):
         fits_somewhere = any(KINDS[name].fits(layout, role) for layout in LAYOUTS)
-        assert fits_somewhere == (name != "drop_path")
+        assert fits_somewhere == (name not in ("drop_path", "layer_drop", "drop_key"))
 
 
 class TestKinds(KindContract):

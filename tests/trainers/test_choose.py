@@ -8,7 +8,13 @@ from torch import nn
 
 from droptune.errors import ModelError, TrainingError
 from droptune.plan import Plan
-from droptune.trainers import FusedTrainer, SerialTrainer, choose, is_out_of_memory
+from droptune.trainers import (
+    FusedTrainer,
+    SerialTrainer,
+    choose,
+    is_out_of_memory,
+    why_not_fused,
+)
 
 
 class Peeking(nn.Module):
@@ -187,3 +193,18 @@ def test_out_of_memory_is_told_from_other_errors():
     assert is_out_of_memory(torch.OutOfMemoryError("x"))
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize("model", [Peeking, Branching, PeekingInEval])
+def test_why_a_model_is_not_trained_fused_is_said_without_a_trainer(make_task, model):
+    said = why_not_fused(make_task(model=model, kinds={}))
+    assert said.startswith("the model cannot be trained fused (") and said.endswith(")")
+    assert why_not_fused(make_task()) is None
+
+
+def test_memory_too_small_for_two_members_is_a_reason_and_other_errors_are_not(make_task, timed):
+    timed(1.0, lambda width: torch.OutOfMemoryError("CUDA out of memory"))
+    assert why_not_fused(make_task()) == "memory ends below 2 members at once"
+    timed(1.0, lambda width: RuntimeError("something else"))
+    with pytest.raises(RuntimeError, match="something else"):
+        why_not_fused(make_task())

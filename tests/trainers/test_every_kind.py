@@ -1,6 +1,7 @@
 """Every kind of dropout, trained fused and one by one: the same noise, steps and weights."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,10 @@ LAYERS = {
 FITTING = [
     (kind, layout) for kind in KINDS for layout in LAYERS if KINDS[kind].fits(layout, "residual")
 ]
+#: Of the kind that draws once a batch, so many that each rate drops something.
+BATCH = {"layer_drop": 4}
+#: Kinds for places that these layers do not have, and where they are trained.
+ELSEWHERE = {"drop_key": "tests/test_functional_training.py"}
 
 
 def build(layout: str) -> nn.Sequential:
@@ -38,6 +43,7 @@ def test_fused_equals_serial(make_task, make_data, weights, kind, layout):
     task = make_task(
         make_data(40, LAYERS[layout][2], dtype=torch.float64),
         model=partial(build, layout),
+        batch_size=BATCH.get(kind, 16),
         kinds={"1": ["gaussian", kind] if kind != "gaussian" else [kind], "3": [kind]},
     )
     check(task, [Plan({"1": (kind, rate), "3": (kind, rate / 2)}) for rate in RATES], weights)
@@ -94,4 +100,6 @@ def check(task: Task, plans: list[Plan], weights) -> None:
 
 def test_every_kind_trains_somewhere():
     inside = {name for name in KINDS if KINDS[name].only_inside()}  # test_recurrent.py
-    assert {kind for kind, _ in FITTING} | inside == set(KINDS)
+    assert {kind for kind, _ in FITTING} | inside == set(KINDS) - set(ELSEWHERE)
+    for kind, path in ELSEWHERE.items():
+        assert f'"{kind}"' in (Path(__file__).parents[2] / path).read_text()

@@ -121,7 +121,8 @@ def test_masks_are_equal_bit_for_bit(make_task, make_data, weights, kind):
         seen = weights(fused, slot)["seen"]
         assert torch.equal(seen, weights(serial, slot)["seen"])
         assert (seen.std() > 0) == (rate > 0)
-        assert all(not torch.equal(seen[i], seen[i + 1]) or rate == 0 for i in range(7))
+        new = [not torch.equal(seen[i], seen[i + 1]) or rate == 0 for i in range(7)]
+        assert any(new) if kind == "layer_drop" else all(new)  # which draws once a batch
 
 
 def test_members_share_their_noise(make_task, make_data, weights):

@@ -203,7 +203,7 @@ def test_kinds_of_places_inside_are_chosen_place_by_place():
     space = Space(sites, "shape", kinds=kinds)
     assert space.kinds["rnn@state"] == ("locked", "zoneout")
     assert space.kinds["rnn@cell"] == ("zoneout",)
-    params = space.encode(Plan.everywhere(sites, 0.2))
+    params = space.encode(Plan({site.name: (site.default_kind, 0.2) for site in sites}))
     chosen = {"kind.recurrent@state": "zoneout", "kind.recurrent": "standard"}
     trial = Replayed({**params, **chosen})
     plan = space.suggest(trial)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from droptune.consistency import FLIPS, TERMS, Term
 from droptune.errors import SpaceError, nearest
 from droptune.kinds import KINDS
 from droptune.plan import Entry, Plan
@@ -29,7 +30,10 @@ STEP = 0.01
 #: Names of the plans that every study has and compares with.
 CONTROL, AS_GIVEN = "no dropout", "as given"
 
-_GATE, _SCHEDULE, _FRACTION = "dropout", "schedule", "fraction"
+_GATE, _SCHEDULE, _FRACTION, _TERM = "dropout", "schedule", "fraction", "term"
+_FLIPS = f"{_TERM}.flips"
+#: The choice of adding nothing to the loss.
+NO_TERM = "none"
 #: Of training: the least fraction suggested, and the step between two.
 _PART = 0.05
 
@@ -38,7 +42,13 @@ class Suggester(Protocol):
     """The part of an Optuna trial that a space calls."""
 
     def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None
+        self,
+        name: str,
+        low: float,
+        high: float,
+        *,
+        step: float | None = None,
+        log: bool = False,
     ) -> float: ...
 
     def suggest_categorical(self, name: str, choices: Sequence[str]) -> str: ...
@@ -142,8 +152,9 @@ class Space:
     """The plans a study may try.
 
     Parameters, the same in every trial: a gate `dropout` ("off" or "on"), the rates as the
-    encoding spells them, `kind.ROLE` for each role that more than one kind fits, and, where
-    rates may move, one `schedule` for all sites and its `fraction`.
+    encoding spells them, `kind.ROLE` for each role that more than one kind fits; where rates
+    may move, one `schedule` for all sites and its `fraction`; where the loss may gain a term,
+    `term`, and `term.weight.NAME` for each that may, with `term.flips` for adversarial.
 
     Attributes:
         settled: parameters that a sampler is not to vary, with their values. The gate: no
@@ -158,9 +169,10 @@ class Space:
             them fits a role: the kind found at the site, else channel for convolutions and
             standard for the rest.
         schedules: how rates may move over training, names in `droptune.schedule.SCHEDULES`.
+        terms: what may be added to the loss, "none" or names in `droptune.consistency.TERMS`.
 
     Raises:
-        SpaceError: no sites, or an unknown encoding, kind or schedule.
+        SpaceError: no sites, or an unknown encoding, kind, schedule or term.
     """
 
     settled: Mapping[str, str] = MappingProxyType({_GATE: "on"})
@@ -171,6 +183,7 @@ class Space:
         encoding: str = "shape",
         kinds: Sequence[str] | None = None,
         schedules: Sequence[str] = ("constant",),
+        terms: Sequence[str] = (NO_TERM,),
     ) -> None:
         self.sites = tuple(sites)
         if not self.sites:
@@ -184,7 +197,8 @@ class Space:
         for kind in kinds:
             if kind not in KINDS:
                 raise SpaceError(f"unknown kind {kind!r}{nearest(str(kind), KINDS)}")
-        self.schedules = _checked_schedules(schedules)
+        self.schedules = _checked_names("schedule", schedules, SCHEDULES)
+        self.terms = _checked_names("term", terms, (NO_TERM, *TERMS))
         self.encoding = encoding
         self.asked_kinds = kinds
         self._encoding = ENCODINGS[encoding](self.sites)
@@ -214,6 +228,7 @@ class Space:
             if len(choices) > 1
         }
         schedule, fraction = self._suggest_schedule(trial)
+        term = self._suggest_term(trial)
         if not on:
             return Plan.none()
         kinds = self.kinds
@@ -223,8 +238,32 @@ class Space:
                     chosen.get(s.role, kinds[s.name][0]), rates[s.name], schedule, fraction
                 )
                 for s in self.sites
-            }
+            },
+            term,
         )
+
+    def _suggest_term(self, trial: Suggester) -> Term | None:
+        """Suggest a term of the loss and its numbers, as far as there is a choice."""
+        name, found = self.terms[0], {}
+        if len(self.terms) > 1:
+            name = trial.suggest_categorical(_TERM, list(self.terms))
+        for parameter, (low, high) in self._term_ranges.items():
+            found[parameter] = _digits(trial.suggest_float(parameter, low, high, log=True))
+        if name == NO_TERM:
+            return None
+        flips = found[_FLIPS] if TERMS[name].flips is not None else None
+        return Term(name, found[_weight(name)], flips=flips)
+
+    @property
+    def _term_ranges(self) -> dict[str, tuple[float, float]]:
+        """Parameter -> its lowest and highest value, for the terms that may be tried."""
+        ranges = {}
+        for name in self.terms:
+            if name != NO_TERM:
+                ranges[_weight(name)] = TERMS[name].low, TERMS[name].high
+                if TERMS[name].flips is not None:
+                    ranges[_FLIPS] = FLIPS
+        return ranges
 
     def _suggest_schedule(self, trial: Suggester) -> tuple[str, float | None]:
         """Suggest a schedule and its fraction, as far as there is a choice."""
@@ -244,6 +283,7 @@ class Space:
         rates = {s.name: plan[s.name].rate if s.name in plan else 0.0 for s in self.sites}
         params: dict[str, Any] = {_GATE: "on" if any(rates.values()) else "off"}
         params |= self._encoding.encode(rates) | self._encode_schedule(plan)
+        params |= self._encode_term(plan.term)
         for role, choices in self._choices.items():
             if len(choices) > 1:
                 used = [plan[s.name].kind for s in self.sites if s.role == role and s.name in plan]
@@ -259,6 +299,21 @@ class Space:
         if self.schedules != ("constant",):
             steps = round((fraction or 1.0) / _PART)
             params[_FRACTION] = round(max(steps, 1) * _PART, 4)
+        return params
+
+    def _encode_term(self, term: Term | None) -> dict[str, Any]:
+        """Return the term's parameters; those of other terms are their defaults."""
+        name = term.name if term is not None else NO_TERM
+        if name not in self.terms:
+            name = NO_TERM if NO_TERM in self.terms else self.terms[0]
+        params: dict[str, Any] = {_TERM: name} if len(self.terms) > 1 else {}
+        for each in self.terms:
+            if each != NO_TERM:
+                given = term if term is not None and term.name == each else Term(each)
+                params[_weight(each)] = given.weight
+                params |= {_FLIPS: given.flips} if given.flips is not None else {}
+        for parameter, (low, high) in self._term_ranges.items():
+            params[parameter] = min(max(_digits(params[parameter]), low), high)
         return params
 
     def fixed_plans(self, as_given: Plan) -> dict[str, Plan]:
@@ -299,22 +354,33 @@ class Space:
                 for s in self.sites
             ],
             **moving,
+            **({} if self.terms == (NO_TERM,) else {"terms": list(self.terms)}),
         }
 
 
-def _checked_schedules(schedules: Sequence[str]) -> tuple[str, ...]:
-    """Return the schedules, each once.
+def _checked_names(what: str, names: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
+    """Return schedules or terms, each once.
 
     Raises:
         SpaceError: there is none, or one is unknown.
     """
-    names = (schedules,) if isinstance(schedules, str) else tuple(dict.fromkeys(schedules))
+    names = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
     for name in names:
-        if name not in SCHEDULES:
-            raise SpaceError(f"unknown schedule {name!r}{nearest(str(name), SCHEDULES)}")
+        if name not in known:
+            raise SpaceError(f"unknown {what} {name!r}{nearest(str(name), known)}")
     if not names:
-        raise SpaceError(f"no schedule; give one or more of {', '.join(SCHEDULES)}")
+        raise SpaceError(f"no {what}; give one or more of {', '.join(known)}")
     return names
+
+
+def _weight(term: str) -> str:
+    """Return the name of a term's weight: each has its own, since their ranges differ."""
+    return f"{_TERM}.weight.{term}"
+
+
+def _digits(value: float) -> float:
+    """Return a number to three digits: finer steps cannot be told apart by training."""
+    return float(f"{value:.3g}")
 
 
 def _rate(trial: Suggester, name: str, high: float) -> float:

@@ -23,6 +23,7 @@ from droptune.report.text import (
     schedule,
     seconds,
     short,
+    term_line,
     visible,
 )
 
@@ -156,7 +157,8 @@ def plan(value: Row | None) -> RenderableType:
             Bar(entry["rate"]),
             _text(schedule(entry)),
         )
-    return table
+    term = value.get("term")
+    return table if term is None else Group(table, _text(f"added to the loss: {term_line(term)}"))
 
 
 def study(row: Row) -> RenderableType:

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import numpy
 import torch
@@ -38,7 +39,14 @@ from droptune.trainers.base import (
     stacked_losses,
 )
 from droptune.trainers.program import trace
+from droptune.trainers.stacked_terms import (
+    again_stacked,
+    needs_of,
+    refuse_own_noise,
+    stacked_penalised,
+)
 from droptune.trainers.stacking import Pace, StackedAdamW, StackedOptimizer, StackedSGD
+from droptune.trainers.terms import Need, need_of
 
 
 class FusedTrainer:
@@ -94,6 +102,7 @@ class FusedTrainer:
     ) -> None:
         check_kinds(plan, self.task.kinds)
         check_slot(slot, self.slots, self._plans)
+        need_of(plan, lambda: self.task.sites)  # refuses what has no place
         if None not in self._rows:
             self._resize(_width(len(self._rows) + 1, self.slots))
         row = self._rows.index(None)
@@ -162,7 +171,7 @@ class FusedTrainer:
         """Return seconds a step and member, over some steps; `begin` starts afresh."""
         self.begin(seed=0)
         for slot in range(members):
-            self.start(slot, Plan.none())
+            self.start(slot, self.task.rehearsed)
         # Whatever is traced is traced before the clock starts; a model that cannot be scored
         # fused shows now and not at the end of the first epoch.
         self._train(steps)
@@ -239,10 +248,12 @@ class FusedTrainer:
         order = batches(len(data), task.batch_size, self._seed, self.clock, self.device)
         paces = self._row_paces()
         total = torch.zeros(len(self._rows), device=self.device)
+        needs, values = needs_of(task, self._rows, self._plans, self._paces)
+        knobs = [values.to(self.device)] if needs else []
         self._model.train()
         for rows in order[:steps]:
-            x, y = data.x[rows], data.y[rows]
-            loss, *grads = self._program("train", x, y)(*self._state(), x, y)
+            batch = data.x[rows], data.y[rows], *knobs
+            loss, *grads = self._program("train", *batch, needs=needs)(*self._state(), *batch)
             # Members of one age and setting share a rate, and mostly all do.
             known = {(pace.lr, pace.age): 0.0 for pace in paces}
             known = {key: task.learning_rate(*key) for key in known}
@@ -278,21 +289,22 @@ class FusedTrainer:
     def _state(self) -> list[Tensor]:
         return [*self._params.values(), *self._buffers.values()]
 
-    def _program(self, mode: str, x: Tensor, y: Tensor) -> Callable:
-        key = (mode, len(self._rows), x.shape)
+    def _program(self, mode: str, *batch: Tensor, needs: tuple[Need, ...] = ()) -> Callable:
+        key = (mode, len(self._rows), batch[0].shape, needs)
         if key not in self._programs:
-            function = self._train_step if mode == "train" else self._eval_step
-            self._programs[key] = self._traced(function, x, y)
+            train = partial(self._train_step, needs)
+            self._programs[key] = self._traced(train if mode == "train" else self._eval_step, batch)
         return self._programs[key]
 
-    def _traced(self, function: Callable, x: Tensor, y: Tensor) -> Callable:
+    def _traced(self, function: Callable, batch: tuple[Tensor, ...]) -> Callable:
         copies = [tensor.clone() for tensor in self._state()]
         streams = [k.stream for d in installed(self._model).values() for k in d.kinds.values()]
         states = [stream.__getstate__() for stream in streams]
         before = _python_state(self._model)
         with torch.random.fork_rng(self._gpus()), _mappable_attention():
             try:
-                program = trace(function, [*copies, x, y])
+                with refuse_own_noise(self._gpus() if len(batch) > 2 else None):
+                    program = trace(function, [*copies, *batch])
                 if _python_state(self._model) != before:
                     # Python in a forward runs only now: what it changes would stand still.
                     raise ModelError(
@@ -313,27 +325,36 @@ class FusedTrainer:
                 for stream, state in zip(streams, states, strict=True):
                     stream.rewind(state)
 
-    def _forward(self, flat: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Return the outputs of all members, the trained parameters, and the targets."""
-        *state, x, y = flat
-        params = dict(zip(self._params, state, strict=False))
-        buffers = dict(zip(self._buffers, state[len(params) :], strict=True))
-        trained = [params[name].requires_grad_() for name in self._trained]
+    def _named(self, flat: tuple[Tensor, ...]) -> tuple[dict, dict, tuple[Tensor, ...]]:
+        """Return parameters and buffers by name, and what comes behind them."""
+        params = dict(zip(self._params, flat, strict=False))
+        rest = flat[len(params) :]
+        buffers = dict(zip(self._buffers, rest, strict=False))
+        return params, buffers, rest[len(buffers) :]
+
+    def _forward(self, params: dict, buffers: dict, x: Tensor) -> Tensor:
+        """Return the outputs of all members."""
         mapped = torch.vmap(
             lambda p, b: functional_call(self._model, (p, b), (x,)), randomness="same"
         )
-        output = mapped(params, buffers)
-        return checked_output(output), trained, y
+        return checked_output(mapped(params, buffers))
 
-    def _train_step(self, *flat: Tensor) -> list[Tensor]:
-        output, trained, y = self._forward(flat)
-        losses = stacked_losses(self.task.loss, output, y)
+    def _train_step(self, needs: tuple[Need, ...], *flat: Tensor) -> list[Tensor]:
+        params, buffers, (x, y, *knobs) = self._named(flat)
+        trained = [params[name].requires_grad_() for name in self._trained]
+        output = self._forward(params, buffers, x)
+        losses = total = stacked_losses(self.task.loss, output, y)
+        if needs:
+            again = partial(again_stacked, self._model, params, buffers, x)
+            given = *knobs, losses, output, again, y, self.task.loss, len(x)
+            total = stacked_penalised(needs, *given)
         # A parameter that the forward does not use gets a gradient of zero.
-        return [losses, *torch.autograd.grad(losses.sum(), trained, materialize_grads=True)]
+        return [losses, *torch.autograd.grad(total.sum(), trained, materialize_grads=True)]
 
     def _eval_step(self, *flat: Tensor) -> list[Tensor]:
         with torch.no_grad():
-            output, _, y = self._forward(flat)
+            params, buffers, (x, y) = self._named(flat)
+            output = self._forward(params, buffers, x)
             right = correct(self.task.loss, output, y, stacked=True)
             losses = stacked_losses(self.task.loss, output, y)
         return [losses] if right is None else [losses, right.sum(1)]

@@ -13,11 +13,13 @@ Here is what a term says; droptune/trainers/terms.py has the arithmetic.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from droptune.errors import PlanError, nearest
+from droptune.kinds.base import CHANNELS_FIRST
+from droptune.sites import Site
 
 
 class Defaults(NamedTuple):
@@ -127,6 +129,35 @@ def term_of(value: Any) -> Term | None:
     except TypeError:
         pass  # unknown or missing parts
     raise PlanError(f"{value!r} is no term; give its name or Term(name, weight), such as 'r_drop'")
+
+
+class Place(NamedTuple):
+    """Where the masks of an adversarial term act, and the shape of a sample's."""
+
+    site: str
+    shape: tuple[int, ...]
+
+
+def masked_place(sites: Sequence[Site]) -> Place | None:
+    """Return the last of the sites whose units can be masked, a hidden or head one if there is.
+
+    Units are features, or channels; a mask is shared over positions, as locked dropout's is.
+    """
+    fitting = [site for site in sites if _mask_shape(site) is not None]
+    inner = [site for site in fitting if site.role in ("hidden", "head")]
+    last = next(iter(reversed(inner or fitting)), None)
+    return None if last is None else Place(last.name, _mask_shape(last))
+
+
+def _mask_shape(site: Site) -> tuple[int, ...] | None:
+    """Return the shape of a sample's mask; None where what is a unit is not known."""
+    if site.layout == "NF":
+        return site.shape
+    if site.layout == "NLF":
+        return 1, site.shape[-1]
+    if site.layout in CHANNELS_FIRST:
+        return site.shape[0], *(1 for _ in site.shape[1:])
+    return None
 
 
 def _number(value: Any) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from droptune.consistency import FLIPS, TERMS, Term
+from droptune.consistency import FLIPS, TERMS, Term, masked_place
 from droptune.errors import SpaceError, nearest
 from droptune.kinds import KINDS
 from droptune.plan import Entry, Plan
@@ -172,7 +172,8 @@ class Space:
         terms: what may be added to the loss, "none" or names in `droptune.consistency.TERMS`.
 
     Raises:
-        SpaceError: no sites, or an unknown encoding, kind, schedule or term.
+        SpaceError: no sites, an unknown encoding, kind, schedule or term, or none of the sites
+            can take the masks of an adversarial term.
     """
 
     settled: Mapping[str, str] = MappingProxyType({_GATE: "on"})
@@ -199,6 +200,12 @@ class Space:
                 raise SpaceError(f"unknown kind {kind!r}{nearest(str(kind), KINDS)}")
         self.schedules = _checked_names("schedule", schedules, SCHEDULES)
         self.terms = _checked_names("term", terms, (NO_TERM, *TERMS))
+        self._masked = masked_place(self.sites)
+        if self._masked is None and any(TERMS[t].flips for t in self.terms if t != NO_TERM):
+            raise SpaceError(
+                "term 'adversarial' masks units, and the model has no site with features or "
+                "channels on a known axis; leave it out of terms"
+            )
         self.encoding = encoding
         self.asked_kinds = kinds
         self._encoding = ENCODINGS[encoding](self.sites)
@@ -251,8 +258,9 @@ class Space:
             found[parameter] = _digits(trial.suggest_float(parameter, low, high, log=True))
         if name == NO_TERM:
             return None
-        flips = found[_FLIPS] if TERMS[name].flips is not None else None
-        return Term(name, found[_weight(name)], flips=flips)
+        if TERMS[name].flips is None:
+            return Term(name, found[_weight(name)])
+        return Term(name, found[_weight(name)], flips=found[_FLIPS], site=self._masked.site)
 
     @property
     def _term_ranges(self) -> dict[str, tuple[float, float]]:

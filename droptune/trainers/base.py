@@ -177,9 +177,10 @@ class Task:
     @property
     def rehearsed(self) -> Plan:
         """A plan that costs what a member may cost: no dropout, or one with a term."""
-        site, kinds = next(iter(self.kinds.items()), ("", ()))
-        term = next(iter(self.terms), None)
-        return Plan({site: (kinds[0], 0.1)} if kinds and term else {}, term)
+        if not self.terms:
+            return Plan.none()
+        everywhere = {site: (kinds[0], 0.1) for site, kinds in self.kinds.items() if kinds}
+        return Plan(everywhere, "adversarial" if "adversarial" in self.terms else self.terms[0])
 
     def progress(self, step: int) -> float:
         """Return how far a member is in the epoch of this step: 0 in the first, 1 in the last."""

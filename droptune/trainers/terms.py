@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from droptune.consistency import Term
+from droptune.consistency import Place, Term, masked_place
 from droptune.errors import PlanError
 from droptune.install import another_pass
-from droptune.kinds.base import CHANNELS_FIRST
 from droptune.kinds.noise import Part
 from droptune.plan import Plan
 from droptune.sites import Site
@@ -26,13 +25,6 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 _LOGITS = ("cross_entropy", "binary_cross_entropy")
 #: Streams of the second pass of r_drop and fraternal, which share it.
 AGAIN: Part = ("again", "again")
-
-
-class Place(NamedTuple):
-    """Where masks of an adversarial term act, and the shape of a sample's."""
-
-    site: str
-    shape: tuple[int, ...]
 
 
 class Need(NamedTuple):
@@ -90,28 +82,15 @@ def need_of(plan: Plan, sites: Callable[[], Sequence[Site]]) -> Need | None:
 
 def _place(plan: Plan, sites: Sequence[Site]) -> Place:
     """Return where a plan's masks act: the term's site, else the last inner one of the plan."""
-    shapes = {site.name: _mask_shape(site) for site in sites}
-    name = plan.term.site
-    if name is None:
-        fitting = [s for s in sites if s.name in plan and shapes[s.name] is not None]
-        inner = [s for s in fitting if s.role in ("hidden", "head")]
-        name = next((s.name for s in reversed(inner or fitting)), None)
-    if name is None or shapes.get(name) is None:
-        where = "no site of the plan" if name is None else f"site {name!r}"
-        fit = ", ".join(repr(n) for n, shape in shapes.items() if shape is not None)
+    if plan.term.site is None:
+        place = masked_place([site for site in sites if site.name in plan])
+    else:
+        place = masked_place([site for site in sites if site.name == plan.term.site])
+    if place is None:
+        where = "no site of the plan" if plan.term.site is None else f"site {plan.term.site!r}"
+        fit = ", ".join(repr(site.name) for site in sites if masked_place([site]))
         raise PlanError(f"adversarial: {where} can take a mask of units; allowed: {fit or 'none'}")
-    return Place(name, shapes[name])
-
-
-def _mask_shape(site: Site) -> tuple[int, ...] | None:
-    """Return the shape of a sample's mask: a number a unit or channel, shared over positions."""
-    if site.layout == "NF":
-        return site.shape
-    if site.layout == "NLF":
-        return 1, site.shape[-1]
-    if site.layout in CHANNELS_FIRST:
-        return site.shape[0], *(1 for _ in site.shape[1:])
-    return None
+    return place
 
 
 def descended(

@@ -145,10 +145,11 @@ def test_a_second_pass_is_traced_only_where_a_member_has_a_term_and_numbers_are_
     trainer = FusedTrainer(task, 2)
     entries = {"2": ("standard", 0.3)}
     traced = []
-    for terms in ([None, None], ["r_drop", None], [Term("r_drop", 0.2, 0.1), Term("r_drop", 4)]):
+    numbers = [Term("r_drop", 0.2, 0.1), Term("r_drop", 4)]
+    for terms in ([None, None], ["r_drop", None], numbers, ["fraternal", "adversarial"]):
         trained(trainer, [Plan(entries, term) for term in terms], 2)
         traced.append(sum(key[0] == "train" for key in trainer._programs))
-    assert traced == [1, 2, 2]
+    assert traced == [1, 2, 2, 3]
 
 
 def test_a_restored_block_goes_on_as_if_never_interrupted(task, weights):

@@ -38,6 +38,7 @@ from droptune.trainers.base import (
     is_out_of_memory,
     stacked_losses,
 )
+from droptune.trainers.learned import learned_metrics, learned_names, with_penalty
 from droptune.trainers.program import trace
 from droptune.trainers.stacked_terms import (
     again_stacked,
@@ -80,6 +81,7 @@ class FusedTrainer:
             self._programs.clear()
         self._initial = {n: p.detach().clone() for n, p in model.named_parameters()}
         self._trained = [n for n, p in model.named_parameters() if p.requires_grad]
+        self._trained += learned_names(model)
         self._initial_buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
         self._rates = {
             (module.site, kind): f"{path}.{kind}.rate"
@@ -151,6 +153,7 @@ class FusedTrainer:
         train, result = losses.tolist(), {}
         for slot, row in members.items():
             metrics = {name: values[row] for name, values in scores.items()}
+            metrics |= learned_metrics(self._plans[slot], self._model, self._buffers, row)
             failed = diverged({"train_loss": train[row], **metrics})
             result[slot] = Scores(train[row], metrics, seconds, failed)
         return result
@@ -219,7 +222,7 @@ class FusedTrainer:
         self._optimizer = self._make_optimizer()
 
     def _make_optimizer(self) -> StackedOptimizer:
-        params = [self._params[name] for name in self._trained]
+        params = [{**self._params, **self._buffers}[name] for name in self._trained]
         if self.task.optimizer == "sgd":
             return StackedSGD(params, self.task.momentum)
         return StackedAdamW(params)
@@ -341,13 +344,15 @@ class FusedTrainer:
 
     def _train_step(self, needs: tuple[Need, ...], *flat: Tensor) -> list[Tensor]:
         params, buffers, (x, y, *knobs) = self._named(flat)
-        trained = [params[name].requires_grad_() for name in self._trained]
+        trained = [{**params, **buffers}[name].requires_grad_() for name in self._trained]
         output = self._forward(params, buffers, x)
         losses = total = stacked_losses(self.task.loss, output, y)
         if needs:
             again = partial(again_stacked, self._model, params, buffers, x)
             given = *knobs, losses, output, again, y, self.task.loss, len(x)
             total = stacked_penalised(needs, *given)
+        size = len(self._data.train)
+        total = with_penalty(total, self._model, buffers, self.task.loss, size)
         # A parameter that the forward does not use gets a gradient of zero.
         return [losses, *torch.autograd.grad(total.sum(), trained, materialize_grads=True)]
 

@@ -34,6 +34,7 @@ from droptune.trainers.base import (
     is_out_of_memory,
     mean_loss,
 )
+from droptune.trainers.learned import learned_metrics, learned_names, with_penalty
 from droptune.trainers.stacking import Pace
 from droptune.trainers.terms import Need, need_of, passed_again, penalised
 
@@ -103,6 +104,7 @@ class SerialTrainer:
                 torch.manual_seed(derive(self._seed, "model", self.clock))
                 train_loss = self._train(member)
                 metrics = self._score(member.model, self._data.val, "val")
+            metrics |= learned_metrics(member.plan, member.model, _weights(member.model))
             seconds = time.perf_counter() - started
             failed = diverged({"train_loss": train_loss, **metrics})
             result[slot] = Scores(train_loss, metrics, seconds, failed)
@@ -158,6 +160,7 @@ class SerialTrainer:
 
     def _make_optimizer(self, model: nn.Module, pace: Pace) -> torch.optim.Optimizer:
         params = [p for p in model.parameters() if p.requires_grad]
+        params += [model.get_buffer(name).requires_grad_() for name in learned_names(model)]
         if self.task.optimizer == "sgd":
             momentum = self.task.momentum
             return torch.optim.SGD(
@@ -180,16 +183,21 @@ class SerialTrainer:
             output = self._output(member.model, data.x[rows])
             loss = self._loss(output, data.y[rows])
             member.optimizer.zero_grad()
-            self._with_term(member, loss, output, rows).backward()
+            self._descended(member, loss, output, rows).backward()
             member.optimizer.step()
             member.pace.age += 1
             total += loss.detach() * len(rows)
         return (total / len(data)).item()
 
-    def _with_term(self, member: _Member, loss: Tensor, output: Tensor, rows: Tensor) -> Tensor:
-        """Return what a step descends."""
-        if member.need is None:
-            return loss
+    def _descended(self, member: _Member, loss: Tensor, output: Tensor, rows: Tensor) -> Tensor:
+        """Return what a step descends: the first pass's loss, with what the plan adds to it."""
+        if member.need is not None:
+            loss = self._penalised(member, loss, output, rows)
+        buffers = dict(member.model.named_buffers())
+        samples = len(self._data.train)
+        return with_penalty(loss, member.model, buffers, self.task.loss, samples)
+
+    def _penalised(self, member: _Member, loss: Tensor, output: Tensor, rows: Tensor) -> Tensor:
         x, y = self._data.train.x[rows], self._data.train.y[rows]
 
         def again(part: Part, *place: Any) -> Tensor:

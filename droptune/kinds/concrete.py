@@ -26,8 +26,8 @@ class Concrete(Kind):
     the fused trainer add it and train the shift. In a training loop of one's own the rate
     stays that of the plan.
 
-    The mean is that of `x` but for the relaxation, which takes away at most 0.5 % of it (at
-    rates up to 0.5; tested).
+    The mean is that of `x` but for the relaxation: at rates up to 0.5 it takes away at most
+    0.21 % of it, above that it adds to it, 1.2 % at 0.9.
 
     Gal, Hron, Kendall, "Concrete Dropout", https://arxiv.org/abs/1705.07832; temperature and
     penalty as in their code. Their penalty of weights is left to the optimiser's weight decay.

@@ -20,6 +20,7 @@ CHANNELWISE = {"channel", "feature_alpha"}
 FITTING = {
     **dict.fromkeys([*CHANNELWISE, "max_drop", "max_drop_channel"], {"NCL", "NCHW", "NCDHW"}),
     "drop_block": {"NCL", "NCHW"}, "pattern": {"NCHW"}, "locked": {"NLF"},
+    "concrete": {"NF", "NLF"},
 }  # fmt: skip
 #: Kinds that keep the mean of a sample, not that of each element.
 BY_SAMPLE = {"max_drop_channel", "drop_block", "pattern"}
@@ -27,7 +28,8 @@ BY_SAMPLE = {"max_drop_channel", "drop_block", "pattern"}
 DROPPING = sorted(set(KINDS) - {"gaussian"})
 #: Of these, the ones whose rate is the part that is dropped. Not so: stochastic (at each call
 #: another), max_drop (maxima only), drop_block (blocks overlap), pattern (a grid of a sample).
-BERNOULLI = sorted(set(DROPPING) - BY_SAMPLE - {"stochastic", "max_drop"})
+#: concrete seldom drops an element whole.
+BERNOULLI = sorted(set(DROPPING) - BY_SAMPLE - {"stochastic", "max_drop", "concrete"})
 #: How far 1 / keep may be off at rate 0.9, where a step of the grid is 1.5e-4 of it.
 ON_GRID = {"rtol": 1.6e-4, "atol": 1e-4}
 
@@ -76,7 +78,8 @@ class KindContract:
 
     def test_rate_is_a_float32_buffer_that_no_state_dict_holds(self, name):
         kind = make(name, 0.25)
-        assert [n for n, _ in kind.named_buffers()] == ["rate"]
+        learned = ["shift"] if name == "concrete" else []
+        assert [n for n, _ in kind.named_buffers()] == ["rate", *learned]
         assert kind.rate.dtype == torch.float32 and kind.rate.shape == ()
         assert not kind.state_dict() and not list(kind.parameters())
 
@@ -139,7 +142,7 @@ class KindContract:
                 assert y.dtype == dtype and y.shape == shape
 
     def test_another_number_of_axes_is_refused_or_taken_never_misread(self, name):
-        axes = set(map(len, FITTING.get(name, LAYOUTS)))
+        axes = set(map(len, LAYOUTS if name == "concrete" else FITTING.get(name, LAYOUTS)))
         for shape in LAYOUTS.values():
             if name in CHANNELWISE or len(shape) in axes:
                 make(name)(batch(*shape))

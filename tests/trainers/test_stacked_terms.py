@@ -9,6 +9,7 @@ from droptune.consistency import Term
 from droptune.errors import ModelError
 from droptune.plan import Plan
 from droptune.trainers import FusedTrainer, SerialTrainer, choose
+from tests.calling import ZOO, places
 
 KINDS = {"2": ("standard", "gaussian"), "4": ("standard",)}
 TERMS = [
@@ -201,3 +202,17 @@ def test_serially_a_models_own_noise_is_that_of_the_first_pass(make_task, weight
         trained(trainer, [Plan({"drop": ("standard", 0.2)}, term)], 2)
         found.append(weights(trainer, 0))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("name", ["Hand", "Heads"])
+def test_noise_in_function_calls_has_further_passes_too(make_task, make_data, weights, name):
+    def model():
+        return ZOO[name]().double()
+
+    data = make_data(40, (5, 6), dtype=torch.float64)
+    sites = [site.name for site in places(model(), data.example())]
+    task = make_task(data, model=model, kinds={site: ("standard",) for site in sites})
+    terms = [None, Term("r_drop", 2.0)]
+    if name == "Hand":  # masks of attention weights are no masks of units
+        terms.append(Term("adversarial", 2.0, 0.0, 0.3))
+    assert_twins(task, plans(terms, sites), weights)

@@ -144,8 +144,9 @@ def remove(model: nn.Module) -> nn.Module:
 def read(model: nn.Module) -> Plan:
     """Return the plan that is on a model; without one, the dropout it was given with.
 
-    Without a plan only dropout modules are read: which functions a forward calls, and at
-    which rates, shows when it runs (`find_sites`).
+    A term of the plan is not on the model, and not read. Without a plan only dropout modules
+    are read: which functions a forward calls, and at which rates, shows when it runs
+    (`find_sites`).
 
     Raises:
         PlanError: the model was given with a dropout of rate 1.

@@ -115,9 +115,6 @@ class Plan(Mapping[str, Entry]):
         entries: site name -> `Entry`, or -> (kind, rate).
         term: what training adds to the loss: a `Term`, its name, or None.
 
-    Attributes:
-        term: the `Term`, or None.
-
     Raises:
         PlanError: an unknown kind or schedule, or a rate outside [0, 1), at a named site; or
             a term that is none.
@@ -127,7 +124,7 @@ class Plan(Mapping[str, Entry]):
         Plan(0: standard 0.2)
     """
 
-    __slots__ = ("_entries", "term")
+    __slots__ = ("_entries", "_term")
 
     def __init__(
         self,
@@ -140,7 +137,7 @@ class Plan(Mapping[str, Entry]):
         }
         self._entries = {name: entry for name, entry in made.items() if entry.rate > 0}
         found = term_of(term)
-        self.term = found if self._entries else None
+        self._term = found if self._entries else None
 
     @classmethod
     def none(cls) -> "Plan":
@@ -151,6 +148,11 @@ class Plan(Mapping[str, Entry]):
     def everywhere(cls, sites: Iterable[Site], rate: float, kind: str | None = None) -> "Plan":
         """Return the plan with one rate at all sites; each site's default kind by default."""
         return cls({site.name: Entry(kind or site.default_kind, rate) for site in sites})
+
+    @property
+    def term(self) -> Term | None:
+        """What training adds to the loss."""
+        return self._term
 
     @property
     def moves(self) -> bool:

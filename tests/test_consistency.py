@@ -46,6 +46,14 @@ def test_plans_differ_by_their_term(one, other):
     assert Plan(ENTRIES, one) != Plan(ENTRIES)
 
 
+def test_the_term_of_a_plan_cannot_be_changed():
+    plan = Plan(ENTRIES, "r_drop")
+    with pytest.raises(AttributeError):
+        plan.term = None
+    with pytest.raises(AttributeError):
+        plan.term.weight = 2.0
+
+
 def test_a_plan_without_a_term_is_stored_as_it_always_was():
     assert Plan(ENTRIES).to_json().keys() == {"version", "sites"}
     assert Plan(ENTRIES).term is None

@@ -18,7 +18,8 @@ class Kind(nn.Module, ABC):
     differ in the value of this buffer alone. It is not persistent, so that no
     `state_dict` changes. A kind defines `drop`, which preserves the mean of `x` over masks,
     of each element or of a whole sample; alpha keeps mean and variance instead, and max_drop,
-    which takes away maxima and scales nothing, lowers the mean a little.
+    which takes away maxima and scales nothing, lowers the mean a little; concrete keeps it but
+    for what its relaxation takes.
 
     Args:
         site: the site's name; the kind's noise is a function of it.

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 _HOME = {
+    "ConsistencyLoss": "droptune.trainers",
     "Data": "droptune.data",
     "DroptuneError": "droptune.errors",
     "KINDS": "droptune.kinds",
@@ -17,6 +18,7 @@ _HOME = {
     "Site": "droptune.sites",
     "Space": "droptune.space",
     "Study": "droptune.study",
+    "Term": "droptune.consistency",
     "Trainer": "droptune.trainers",
     "advance": "droptune.install",
     "apply": "droptune.install",

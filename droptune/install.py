@@ -1,6 +1,8 @@
 """Putting a plan on a model, moving its rates, taking it off."""
 
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -8,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from droptune import functional, inside, recurrent
+from droptune import functional, inside, recomputation, recurrent
 from droptune.droppers import check_model, dropout_kind, dropper, switch_off, switch_on
 from droptune.errors import ModelError, PlanError, nearest
 from droptune.kinds import KINDS, Kind
 from droptune.kinds.base import INSIDE
+from droptune.kinds.noise import FIRST, Part
 from droptune.plan import Entry, Plan
-from droptune.recomputation import Memory
 from droptune.sites import has_plan
 
 #: The end of the name of a site at a residual branch.
@@ -26,13 +28,17 @@ class SiteDropout(nn.Module):
 
     A chain, because members of a fused trainer share it: a member that uses one kind has
     rate 0 in the others, where a kind is exactly the identity.
+
+    Attributes:
+        mask: what stands for the kinds in a pass whose mask is given; None in all others.
     """
 
     def __init__(self, site: str, kinds: Iterable[str]) -> None:
         super().__init__()
         self.site = site
         self.entry: Entry | None = None
-        self._memory = Memory()
+        self._memory = recomputation.Memory()
+        self.mask: Tensor | None = None
         for name in kinds:
             self.add_module(name, KINDS[name](site))
 
@@ -42,10 +48,14 @@ class SiteDropout(nn.Module):
         return dict(self.named_children())  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.mask is not None:
+            return self._masked(x, self.mask)
         return self._remembered(self._call_all, x) if self.training else self._call_all(x)
 
     def drop(self, x: Tensor) -> Tensor:
         """Act as in training, whatever the mode: for a call of a module that trains."""
+        if self.mask is not None:
+            return self._masked(x, self.mask)
         return self._remembered(self._drop_all, x)
 
     def _remembered(self, act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -60,6 +70,19 @@ class SiteDropout(nn.Module):
         for kind in self.kinds.values():
             x = kind.drop(x)
         return x
+
+    def _masked(self, x: Tensor, mask: Tensor) -> Tensor:
+        if x.dim() != mask.dim() or len(x) != len(mask):
+            raise ModelError(
+                f"site {self.site!r} holds a tensor {tuple(x.shape)}, which has no place for a "
+                f"mask {tuple(mask.shape)} of the batch; name another site in the term"
+            )
+        if recomputation.part() is not None:
+            raise ModelError(
+                f"site {self.site!r} runs under torch.utils.checkpoint, which runs it again "
+                "without the mask of an adversarial term; switch it off, or use another term"
+            )
+        return x * mask.to(x.dtype)
 
     def set(self, entry: Entry | None, progress: float = 0.0) -> None:
         """Set what the entry says of its kind at a point of training, and 0 for the others."""
@@ -88,7 +111,8 @@ def apply(model: nn.Module, plan: Plan, *, seed: int | None = None) -> nn.Module
     `state_dict` keys and eval outputs stay as they are, but for zoneout, which acts in eval
     mode, too; `remove` undoes it. The masks come from generators of droptune's own and leave
     torch's global one alone. A plan in which a rate moves stands at the beginning of training:
-    call `advance` before each epoch.
+    call `advance` before each epoch. A term is no part of a model: what it adds to the loss
+    comes from `droptune.ConsistencyLoss`, of which a warning reminds.
 
     Args:
         model: the model; the plan's sites must be found in it.
@@ -102,9 +126,18 @@ def apply(model: nn.Module, plan: Plan, *, seed: int | None = None) -> nn.Module
         ModelError: the model is no `nn.Module`, or a compiled or scripted one.
         PlanError: the plan names a site that the model lacks.
     """
-    install(model, {name: (entry.kind,) for name, entry in plan.items()})
+    kinds = {name: (entry.kind,) for name, entry in plan.items()}
+    if plan.term is not None and plan.term.site is not None:
+        kinds.setdefault(plan.term.site, ())
+    install(model, kinds)
     for dropout in installed(model).values():
-        dropout.set(plan[dropout.site])
+        dropout.set(plan.get(dropout.site))
+    if plan.term is not None:
+        warnings.warn(
+            f"the plan adds {plan.term.name} to the loss, which a model cannot do; train with the "
+            "loss that droptune.ConsistencyLoss(model, plan, example) computes",
+            stacklevel=2,
+        )
     if seed is not None:
         seed_noise(model, seed)
     return model
@@ -148,8 +181,9 @@ def remove(model: nn.Module) -> nn.Module:
 def read(model: nn.Module) -> Plan:
     """Return the plan that is on a model; without one, the dropout it was given with.
 
-    Without a plan only dropout modules are read: which functions a forward calls, and at
-    which rates, shows when it runs (`find_sites`).
+    A term of the plan is not on the model, and not read. Without a plan only dropout modules
+    are read: which functions a forward calls, and at which rates, shows when it runs
+    (`find_sites`).
 
     Raises:
         PlanError: the model was given with a dropout of rate 1.
@@ -234,6 +268,33 @@ def seed_noise(model: nn.Module, seed: int, clock: int = 0) -> None:
     for dropout in installed(model).values():
         for kind in dropout.kinds.values():
             kind.stream.seed(seed, clock)
+
+
+@contextmanager
+def another_pass(
+    model: nn.Module, part: Part, site: str | None = None, mask: Tensor | None = None
+) -> Iterator[None]:
+    """Let a model draw from other streams, with a given mask for the noise of one site.
+
+    Args:
+        model: with a plan on it.
+        part: which streams.
+        site: where the mask acts, instead of the kinds there.
+        mask: broadcastable to the tensor at the site; its first axis is the batch.
+    """
+    places = installed(model)
+    streams = [kind.stream for dropout in places.values() for kind in dropout.kinds.values()]
+    try:
+        for stream in streams:
+            stream.part = part
+        if site is not None:
+            places[site].mask = mask
+        yield
+    finally:
+        for stream in streams:
+            stream.part = FIRST
+        if site is not None:
+            places[site].mask = None
 
 
 def _place(name: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from droptune.consistency import Term, term_of
 from droptune.errors import PlanError, nearest
 from droptune.kinds import KINDS
 from droptune.kinds.setting import Settings, checked
@@ -113,28 +114,37 @@ def _entry(site: str, value: Any) -> Entry:
 class Plan(Mapping[str, Entry]):
     """Site name -> entry; frozen and hashable. The empty plan is "no dropout".
 
-    Entries at rate 0 are left out, so that equal behaviour is an equal plan. A plan says
-    all: an existing dropout that it does not name is switched off.
+    Entries at rate 0 are left out, so that equal behaviour is an equal plan; so is a term
+    without entries, as passes without noise agree. A plan says all: an existing dropout that
+    it does not name is switched off.
 
     Args:
         entries: site name -> `Entry`, or -> (kind, rate).
+        term: what training adds to the loss: a `Term`, its name, or None.
 
     Raises:
-        PlanError: an unknown kind or schedule, or a rate outside [0, 1), at a named site.
+        PlanError: an unknown kind or schedule, or a rate outside [0, 1), at a named site; or
+            a term that is none.
 
     Example:
         >>> Plan({"0": ("standard", 0.2), "2": ("gaussian", 0.0)})
         Plan(0: standard 0.2)
     """
 
-    __slots__ = ("_entries",)
+    __slots__ = ("_entries", "_term")
 
-    def __init__(self, entries: Mapping[str, Entry | tuple] = {}) -> None:  # noqa: B006
+    def __init__(
+        self,
+        entries: Mapping[str, Entry | tuple] = {},  # noqa: B006
+        term: Term | str | None = None,
+    ) -> None:
         made = {
             str(name): entry if isinstance(entry, Entry) else _entry(str(name), entry)
             for name, entry in entries.items()
         }
         self._entries = {name: entry for name, entry in made.items() if entry.rate > 0}
+        found = term_of(term)
+        self._term = found if self._entries else None
 
     @classmethod
     def none(cls) -> "Plan":
@@ -155,6 +165,11 @@ class Plan(Mapping[str, Entry]):
         return cls({site.name: Entry(kind or site.default_kind, rate) for site in taking_part})
 
     @property
+    def term(self) -> Term | None:
+        """What training adds to the loss."""
+        return self._term
+
+    @property
     def moves(self) -> bool:
         """Whether a rate changes over training."""
         return any(entry.fraction is not None for entry in self._entries.values())
@@ -169,25 +184,30 @@ class Plan(Mapping[str, Entry]):
         return len(self._entries)
 
     def __hash__(self) -> int:
-        return hash(frozenset(self._entries.items()))
+        return hash((frozenset(self._entries.items()), self.term))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Plan) and self._entries == other._entries
+        if not isinstance(other, Plan):
+            return False
+        return self._entries == other._entries and self.term == other.term
 
     def __reduce__(self) -> tuple:
-        return Plan, (self._entries,)
+        return Plan, (self._entries, self.term)
 
     def __str__(self) -> str:
         if not self:
             return "no dropout"
-        return ", ".join(f"{name}: {e}" for name, e in self._entries.items())
+        sites = ", ".join(f"{name}: {e}" for name, e in self._entries.items())
+        return sites if self.term is None else f"{sites} + {self.term}"
 
     def __repr__(self) -> str:
         return f"Plan({self})"
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
-        return {"version": _VERSION, "sites": {n: e.to_json() for n, e in self._entries.items()}}
+        term = {} if self.term is None else {"term": self.term.to_json()}
+        sites = {name: entry.to_json() for name, entry in self._entries.items()}
+        return {"version": _VERSION, "sites": sites, **term}
 
     @classmethod
     def from_json(cls, value: Any) -> "Plan":
@@ -203,7 +223,7 @@ class Plan(Mapping[str, Entry]):
                 f"plan version {value.get('version')!r} is not known here (known: {_VERSION}); "
                 "install a newer droptune"
             )
-        return cls(value["sites"])
+        return cls(value["sites"], value.get("term"))
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a JSON file."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from droptune.data import Data
+from droptune.encodings import ENCODINGS
 from droptune.errors import StudyError
 from droptune.search import PRUNERS, SAMPLERS
-from droptune.space import ENCODINGS
+from droptune.space import NO_TERM
 from droptune.trainers import TRAINERS
 
 _CHOICES = {
@@ -53,6 +54,7 @@ def check(settings: Mapping[str, Any]) -> None:
         raise StudyError(f"slots {settings['slots']!r}: 'auto' or a whole number from 1 is needed")
     _check_kinds(settings["kinds"])
     _check_schedules(settings["schedules"])
+    _check_terms(settings["terms"], settings["train"])
     seconds(settings["time"])
     if settings["pruner"] != "none" and not rungs(settings["epochs"], settings["pruner"]):
         raise StudyError(
@@ -131,3 +133,14 @@ def _check_schedules(schedules: Any) -> None:
     listed = isinstance(schedules, Sequence) and not isinstance(schedules, str)
     if not listed or not all(isinstance(name, str) for name in schedules):
         raise StudyError(f"schedules {schedules!r}: give a list, such as ['constant', 'early']")
+
+
+def _check_terms(terms: Any, train: Any) -> None:
+    listed = isinstance(terms, Sequence) and not isinstance(terms, str)
+    if not listed or not all(isinstance(name, str) for name in terms):
+        raise StudyError(f"terms {terms!r}: give a list, such as ['none', 'r_drop']")
+    if train is not None and set(terms) != {NO_TERM}:
+        raise StudyError(
+            f"terms {list(terms)}: train= computes its own loss, to which droptune adds nothing; "
+            "leave terms out, or compute droptune.ConsistencyLoss in train="
+        )

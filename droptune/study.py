@@ -16,7 +16,7 @@ from droptune.plan import Plan
 from droptune.progress import Progress
 from droptune.progress import progress as suitable_progress
 from droptune.sites import Site, find_leaks, find_sites
-from droptune.space import Space
+from droptune.space import NO_TERM, Space
 from droptune.store import hide
 from droptune.trainers import (
     Task,
@@ -64,6 +64,8 @@ class Study:
         kinds: kinds of dropout to try; None: the usual one at each site.
         schedules: how rates may move over training, among constant, ramp, early, late and
             curriculum; early suits a model that underfits, late one that overfits.
+        terms: what may be added to the loss, among none, r_drop, fraternal and adversarial. A
+            further pass over each batch, two of adversarial, makes them cost.
         sampler: tpe, gp, cmaes, qmc, random or grid.
         pruner: none, median, hyperband or successive-halving. Rungs favour small rates,
             because dropout slows the start of training, so the default is none.
@@ -101,6 +103,7 @@ class Study:
     encoding: str = "shape"
     kinds: Sequence[str] | None = None
     schedules: Sequence[str] = ("constant",)
+    terms: Sequence[str] = ("none",)
     sampler: str = "tpe"
     pruner: str = "none"
     trials: int = 64
@@ -176,7 +179,7 @@ class Study:
     @cached_property
     def space(self) -> Space:
         """The plans that may be tried."""
-        return Space(self.sites(), self.encoding, self.kinds, self.schedules)
+        return Space(self.sites(), self.encoding, self.kinds, self.schedules, self.terms)
 
     def as_given(self) -> Plan:
         """Return the dropout that the model comes with, where it takes effect."""
@@ -197,6 +200,7 @@ class Study:
             self.momentum,
             self.lr_schedule,
             self.recalibrate,
+            [name for name in self.terms if name != NO_TERM],
         )
 
     def definition(self) -> dict[str, Any]:

@@ -159,8 +159,8 @@ def test_every_command_that_prints_data_has_json(path):
 
 
 def test_help_names_what_the_library_knows():
+    from droptune.encodings import ENCODINGS
     from droptune.search import PRUNERS, SAMPLERS
-    from droptune.space import ENCODINGS
 
     text = " ".join(run("optimize", "--help").stdout.split())
     text = text.replace("successive- halving", "successive-halving")  # broken at the hyphen

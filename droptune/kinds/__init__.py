@@ -2,6 +2,7 @@
 
 from droptune.kinds.alpha import Alpha, FeatureAlpha
 from droptune.kinds.base import Kind
+from droptune.kinds.concrete import Concrete
 from droptune.kinds.drop_block import DropBlock
 from droptune.kinds.drop_key import DropKey
 from droptune.kinds.drop_path import DropPath
@@ -22,7 +23,7 @@ from droptune.kinds.zoneout import Zoneout
 _ALL: tuple[type[Kind], ...] = (
     Standard, Channel, Gaussian, Alpha, FeatureAlpha, Stochastic, MaxDrop, MaxDropChannel,
     DropBlock, Locked, Pattern, PatternTokens, DropPath, LayerDrop, DropKey, Zoneout, WeightDrop,
-    EmbeddingRows,
+    EmbeddingRows, Concrete,
 )  # fmt: skip
 
 #: Every kind that a plan may name.
@@ -33,6 +34,7 @@ __all__ = [
     "KINDS",
     "Alpha",
     "Channel",
+    "Concrete",
     "DropBlock",
     "DropKey",
     "DropPath",

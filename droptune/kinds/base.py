@@ -26,8 +26,9 @@ class Kind(nn.Module, ABC):
     so that no `state_dict` changes. A kind defines `drop`, which preserves the mean of `x`
     over masks, of each element or of a whole sample; alpha keeps mean and variance instead,
     drop_key the sum of each row of weights; max_drop, which takes away maxima, and layer_drop
-    scale nothing and lower the mean. Zoneout acts on what becomes of a state: there eval mode
-    is the mean over masks, not the identity.
+    scale nothing and lower the mean; concrete keeps it but for what its relaxation takes.
+    Zoneout acts on what becomes of a state: there eval mode is the mean over masks, not the
+    identity.
 
     Args:
         site: the site's name; the kind's noise is a function of it.

@@ -20,8 +20,20 @@ def derive(seed: int, *parts: object) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+#: Which pass over a batch draws: what tells its generator from others, and which numbers.
+Part = tuple[str, str]
+FIRST: Part = ("", "")
+
+
 class Stream:
     """The random numbers of one site.
+
+    A loss may need a batch passed more than once (droptune/consistency.py). Each further pass
+    draws from a generator of its own, so that the first pass draws what it would draw alone.
+    Two parts that share their second name draw the same numbers.
+
+    Attributes:
+        part: which pass draws now.
 
     Args:
         name: what tells this stream from the others of the same model.
@@ -33,13 +45,14 @@ class Stream:
     def __init__(self, name: str, seed: int | None = None) -> None:
         self.name = name
         self._seed = seed
-        self._generators: dict[torch.device, torch.Generator] = {}
+        self.part = FIRST
+        self._generators: dict[tuple[torch.device, Part], torch.Generator] = {}
 
     def seed(self, seed: int, clock: int = 0) -> None:
         """Start the numbers of epoch `clock` of the block with this seed."""
         self._seed = derive(seed, self.name, clock)
-        for generator in self._generators.values():
-            generator.manual_seed(self._seed)
+        for (_, part), generator in self._generators.items():
+            generator.manual_seed(self._part_seed(part))
 
     def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
         """Draw float32 numbers of this shape, uniform in [0, 1)."""
@@ -65,39 +78,55 @@ class Stream:
         return torch.randn(tuple(shape), generator=self._generator(device), device=device)
 
     def _generator(self, device: torch.device) -> torch.Generator:
-        if device not in self._generators:
+        key = device, self.part
+        if key not in self._generators:
             if self._seed is None:
                 self._seed = derive(torch.initial_seed(), self.name)
             # One object for good: a traced step keeps hold of it and `seed` rewinds it.
-            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
-        return self._generators[device]
+            generator = torch.Generator(device).manual_seed(self._part_seed(self.part))
+            self._generators[key] = generator
+        return self._generators[key]
+
+    def _part_seed(self, part: Part) -> int:
+        return self._seed if part == FIRST else derive(self._seed, part[1])
 
     def state(self, device: torch.device) -> dict[str, object]:
-        """Return where the numbers stand, those for this device among them, for `rewind`."""
+        """Return where the numbers stand, and which pass draws, for `rewind`."""
         self._generator(device)
-        return self.__getstate__()
+        return {**self.__getstate__(), "part": self.part}
 
     def rewind(self, state: dict) -> None:
-        """Go back to a state from `__getstate__`, keeping the generators themselves."""
-        for device, generator in self._generators.items():
-            if str(device) in state["states"]:
-                generator.set_state(state["states"][str(device)])
+        """Go back to a state from `__getstate__` or `state`, keeping the generators themselves."""
+        self.part = state.get("part", self.part)
+        saved = _by_part(state)
+        for (device, part), generator in self._generators.items():
+            if (str(device), part) in saved:
+                generator.set_state(saved[str(device), part])
             elif state["seed"] is not None:
-                generator.manual_seed(state["seed"])
+                generator.manual_seed(self._part_seed(part))
 
     # Generators can be neither copied nor pickled by every torch version; their states can.
     def __getstate__(self) -> dict[str, object]:
-        states = {str(device): g.get_state() for device, g in self._generators.items()}
-        return {"name": self.name, "seed": self._seed, "states": states}
+        states = {(str(device), p): g.get_state() for (device, p), g in self._generators.items()}
+        first = {device: state for (device, part), state in states.items() if part == FIRST}
+        more = {key: state for key, state in states.items() if key[1] != FIRST}
+        return {"name": self.name, "seed": self._seed, "states": first, "parts": more}
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(state["name"], state["seed"])  # type: ignore[misc]
-        for device, saved in state["states"].items():
+        for (device, self.part), saved in _by_part(state).items():
             try:
                 generator = self._generator(torch.device(device))
             except RuntimeError:  # saved on a GPU, loaded where there is none
                 continue
             generator.set_state(saved)
+        self.part = FIRST
 
     def __repr__(self) -> str:
         return f"Stream({self.name!r}, seed={self._seed})"
+
+
+def _by_part(state: dict) -> dict[tuple[str, Part], Tensor]:
+    """Return the generators' states; what an older droptune saved has those of first passes."""
+    first = {(device, FIRST): saved for device, saved in state["states"].items()}
+    return first | state.get("parts", {})

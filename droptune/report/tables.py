@@ -25,6 +25,7 @@ from droptune.report.text import (
     seconds,
     settings,
     short,
+    term_line,
     visible,
 )
 
@@ -180,7 +181,8 @@ def plan(value: Row | None) -> RenderableType:
             _text(schedule(entry)),
             *(_text(settings(entry)) for _ in more),
         )
-    return table
+    term = value.get("term")
+    return table if term is None else Group(table, _text(f"added to the loss: {term_line(term)}"))
 
 
 def study(row: Row) -> RenderableType:

@@ -66,18 +66,30 @@ def plan_line(plan: Mapping[str, Any] | None) -> str:
     sites = plan["sites"]
     if not sites:
         return "no dropout"
+    term = plan.get("term")
+    adds = "" if term is None else f" + {term_line(term)}"
     if len(sites) <= 3:
-        return ", ".join(
+        by_site = ", ".join(
             f"{visible(name)}: {visible(entry['kind'])} {short(entry['rate'])}"
             f"{_moves(entry)}{_in_brackets(settings(entry))}"
             for name, entry in sites.items()
         )
+        return by_site + adds
     kinds = "/".join(dict.fromkeys(visible(entry["kind"]) for entry in sites.values()))
     low, high = (f(entry["rate"] for entry in sites.values()) for f in (min, max))
     rates = short(low) if low == high else f"{short(low)} to {short(high)}"
     moves = dict.fromkeys(_moves(entry) for entry in sites.values())
     tuned = dict.fromkeys(_in_brackets(settings(entry)) for entry in sites.values())
-    return f"{kinds} {rates}{'/'.join(moves)}{''.join(tuned)} at {len(sites)} sites"
+    return f"{kinds} {rates}{'/'.join(moves)}{''.join(tuned)} at {len(sites)} sites{adds}"
+
+
+def term_line(term: Mapping[str, Any]) -> str:
+    """Return what a plan adds to the loss: "r_drop 1 ramp 0.2"."""
+    parts = [term["name"], short(term["weight"])]
+    parts += [f"ramp {short(term['ramp'])}"] if term.get("ramp") else []
+    parts += [f"flips {short(term['flips'])}"] if term.get("flips") is not None else []
+    parts += [f"at {term['site']}"] if term.get("site") is not None else []
+    return visible(" ".join(parts))
 
 
 def schedule(entry: Mapping[str, Any]) -> str:

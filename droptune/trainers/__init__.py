@@ -12,6 +12,7 @@ from droptune.trainers.base import (
     is_out_of_memory,
 )
 from droptune.trainers.choose import TRAINERS, choose, why_not_fused
+from droptune.trainers.consistency_loss import ConsistencyLoss
 from droptune.trainers.fit import (
     check_fit,
     fingerprint,
@@ -28,6 +29,7 @@ __all__ = [
     "LR_SCHEDULES",
     "OPTIMIZERS",
     "TRAINERS",
+    "ConsistencyLoss",
     "FunctionTrainer",
     "FusedTrainer",
     "Saved",

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from droptune.errors import ModelError, PlanError, TrainingError
 from droptune.install import install
 from droptune.plan import Plan
 from droptune.schedule import progress
+from droptune.sites import Site, find_sites
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -41,7 +43,8 @@ class Scores(NamedTuple):
     """What one member scored in one epoch.
 
     Attributes:
-        train_loss: mean over the epoch's samples, with dropout on, as the steps saw it.
+        train_loss: mean over the epoch's samples, with dropout on, as the steps saw it; of
+            the first pass, and without a term of the plan.
         metrics: name -> value on the validation split, such as "val_loss".
         seconds: the member's share of the epoch's time.
         failed: why the member cannot go on (it diverged), or None.
@@ -124,6 +127,7 @@ class Task:
         lr_schedule: "constant", "cosine" (to 0) or "one-cycle".
         recalibrate: whether statistics of BatchNorm are taken again without dropout before
             each validation.
+        terms: of the loss that members may use: what they cost is then measured, too.
     """
 
     model: Callable[[], nn.Module]
@@ -138,6 +142,7 @@ class Task:
     momentum: float = 0.9
     lr_schedule: str = "constant"
     recalibrate: bool = False
+    terms: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for what, value, allowed in (
@@ -166,6 +171,20 @@ class Task:
         module = build(self.model, seed)
         install(module, self.kinds)
         return module
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """The model's sites where dropout is installed, in call order."""
+        found = find_sites(build(self.model, 0), self.data.example())
+        return tuple(site for site in found if site.name in self.kinds)
+
+    @property
+    def rehearsed(self) -> Plan:
+        """A plan that costs what a member may cost: no dropout, or one with a term."""
+        if not self.terms:
+            return Plan.none()
+        everywhere = {site: (kinds[0], 0.1) for site, kinds in self.kinds.items() if kinds}
+        return Plan(everywhere, "adversarial" if "adversarial" in self.terms else self.terms[0])
 
     def progress(self, step: int) -> float:
         """Return how far a member is in the epoch of this step: 0 in the first, 1 in the last."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from droptune.errors import TrainingError
+from droptune.errors import PlanError, TrainingError
 from droptune.install import advance, installed, seed_noise
 from droptune.kinds import derive
 from droptune.plan import Plan
@@ -83,6 +83,11 @@ class FunctionTrainer:
         if lr is not None or weight_decay is not None:
             raise TrainingError("train= sets its own learning rate and weight decay")
         check_kinds(plan, self.task.kinds)
+        if plan.term is not None:
+            raise PlanError(
+                f"train= computes its own loss, so droptune cannot add {plan.term.name} to it; "
+                "leave the term out of the plan, or compute droptune.ConsistencyLoss in train="
+            )
         check_slot(slot, self.slots, self._members)
         model = self.task.build(self._seed).to(self.device)
         for dropout in installed(model).values():

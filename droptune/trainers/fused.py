@@ -5,16 +5,14 @@ over it (`torch.vmap` of `functional_call`). A rate is a buffer, so members diff
 alone, and one shared stream of noise is thresholded at each member's own rate.
 """
 
-import ctypes
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
-import numpy
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -37,10 +35,20 @@ from droptune.trainers.base import (
     is_out_of_memory,
     stacked_losses,
 )
+from droptune.trainers.constants import python_state, same_constants
+from droptune.trainers.learned import learned_metrics, learned_names, with_penalty
+from droptune.trainers.memory import keep_freed_memory
 from droptune.trainers.place import why
 from droptune.trainers.program import Program, trace
+from droptune.trainers.stacked_terms import (
+    again_stacked,
+    needs_of,
+    refuse_own_noise,
+    stacked_penalised,
+)
 from droptune.trainers.stacking import Pace, StackedAdamW, StackedOptimizer, StackedSGD
 from droptune.trainers.statistics import recalibrate
+from droptune.trainers.terms import Need, need_of
 
 _WAYS = 16  # programs kept for one shape of a batch, where what a forward reads differs
 _FEW = 4  # of these, for a model whose batches mostly go one way
@@ -72,11 +80,12 @@ class FusedTrainer:
         model = self.task.build(seed).to(self.device)
         # Later blocks keep the first module: traced programs hold on to its noise, and to all
         # that is neither parameter nor buffer.
-        if not hasattr(self, "_model") or not _same_constants(model, self._model):
+        if not hasattr(self, "_model") or not same_constants(model, self._model):
             self._model = model
             self._programs.clear()
         self._initial = {n: p.detach().clone() for n, p in model.named_parameters()}
         self._trained = [n for n, p in model.named_parameters() if p.requires_grad]
+        self._trained += learned_names(model)
         self._initial_buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
         self._kinds = {
             (module.site, kind): f"{path}.{kind}"
@@ -99,6 +108,7 @@ class FusedTrainer:
     ) -> None:
         check_kinds(plan, self.task.kinds)
         check_slot(slot, self.slots, self._plans)
+        need_of(plan, lambda: self.task.sites)  # refuses what has no place
         if None not in self._rows:
             self._resize(_width(len(self._rows) + 1, self.slots))
         row = self._rows.index(None)
@@ -148,6 +158,7 @@ class FusedTrainer:
         train, result = losses.tolist(), {}
         for slot, row in members.items():
             metrics = {name: values[row] for name, values in scores.items()}
+            metrics |= learned_metrics(self._plans[slot], self._model, self._buffers, row)
             failed = diverged({"train_loss": train[row], **metrics})
             result[slot] = Scores(train[row], metrics, seconds, failed)
         return result
@@ -168,7 +179,7 @@ class FusedTrainer:
         """Return seconds a step and member, over some steps; `begin` starts afresh."""
         self.begin(seed=0)
         for slot in range(members):
-            self.start(slot, Plan.none())
+            self.start(slot, self.task.rehearsed)
         # Whatever is traced is traced before the clock starts; a model that cannot be scored
         # fused shows now and not at the end of the first epoch.
         self._train(steps)
@@ -221,7 +232,7 @@ class FusedTrainer:
         self._optimizer = self._make_optimizer()
 
     def _make_optimizer(self) -> StackedOptimizer:
-        params = [self._params[name] for name in self._trained]
+        params = [{**self._params, **self._buffers}[name] for name in self._trained]
         if self.task.optimizer == "sgd":
             return StackedSGD(params, self.task.momentum)
         return StackedAdamW(params)
@@ -250,10 +261,12 @@ class FusedTrainer:
         order = batches(len(data), task.batch_size, self._seed, self.clock, self.device)
         paces = self._row_paces()
         total = torch.zeros(len(self._rows), device=self.device)
+        needs, values = needs_of(task, self._rows, self._plans, self._paces)
+        knobs = [values.to(self.device)] if needs else []
         self._model.train()
         for rows in order[:steps]:
-            x, y = data.x[rows], data.y[rows]
-            loss, *grads = self._program("train", x, y)(*self._state(), x, y)
+            batch = data.x[rows], data.y[rows], *knobs
+            loss, *grads = self._program("train", *batch, needs=needs)(*self._state(), *batch)
             # Members of one age and setting share a rate, and mostly all do.
             known = {(pace.lr, pace.age): 0.0 for pace in paces}
             known = {key: task.learning_rate(*key) for key in known}
@@ -299,24 +312,26 @@ class FusedTrainer:
     def _state(self) -> list[Tensor]:
         return [*self._params.values(), *self._buffers.values()]
 
-    def _program(self, mode: str, x: Tensor, y: Tensor) -> Program:
-        known = self._programs.setdefault((mode, len(self._rows), x.shape), deque(maxlen=_WAYS))
+    def _program(self, mode: str, *batch: Tensor, needs: tuple[Need, ...] = ()) -> Program:
+        key = (mode, len(self._rows), batch[0].shape, needs)
+        known = self._programs.setdefault(key, deque(maxlen=_WAYS))
         for program in known:
-            if program.holds(*self._state(), x, y):
+            if program.holds(*self._state(), *batch):
                 return program
-        function = self._train_step if mode == "train" else self._eval_step
-        known.appendleft(self._traced(function, x, y))
+        train = partial(self._train_step, needs)
+        known.appendleft(self._traced(train if mode == "train" else self._eval_step, batch))
         return known[0]
 
-    def _traced(self, function: Callable, x: Tensor, y: Tensor) -> Program:
+    def _traced(self, function: Callable, batch: tuple[Tensor, ...]) -> Program:
         copies = [tensor.clone() for tensor in self._state()]
         streams = [k.stream for d in installed(self._model).values() for k in d.kinds.values()]
         states = [stream.__getstate__() for stream in streams]
-        before = _python_state(self._model)
+        before = python_state(self._model)
         with torch.random.fork_rng(self._gpus()), _mappable_attention():
             try:
-                program = trace(function, [*copies, x, y])
-                if _python_state(self._model) != before:
+                with refuse_own_noise(self._gpus() if len(batch) > 2 else None):
+                    program = trace(function, [*copies, *batch])
+                if python_state(self._model) != before:
                     # Python in a forward runs only now: what it changes would stand still.
                     raise ModelError(
                         "the model cannot be trained fused (its forward changes an attribute, or "
@@ -335,27 +350,38 @@ class FusedTrainer:
                 for stream, state in zip(streams, states, strict=True):
                     stream.rewind(state)
 
-    def _forward(self, flat: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Return the outputs of all members, the trained parameters, and the targets."""
-        *state, x, y = flat
-        params = dict(zip(self._params, state, strict=False))
-        buffers = dict(zip(self._buffers, state[len(params) :], strict=True))
-        trained = [params[name].requires_grad_() for name in self._trained]
+    def _named(self, flat: tuple[Tensor, ...]) -> tuple[dict, dict, tuple[Tensor, ...]]:
+        """Return parameters and buffers by name, and what comes behind them."""
+        params = dict(zip(self._params, flat, strict=False))
+        rest = flat[len(params) :]
+        buffers = dict(zip(self._buffers, rest, strict=False))
+        return params, buffers, rest[len(buffers) :]
+
+    def _forward(self, params: dict, buffers: dict, x: Tensor) -> Tensor:
+        """Return the outputs of all members."""
         mapped = torch.vmap(
             lambda p, b: functional_call(self._model, (p, b), (x,)), randomness="same"
         )
-        output = mapped(params, buffers)
-        return checked_output(output), trained, y
+        return checked_output(mapped(params, buffers))
 
-    def _train_step(self, *flat: Tensor) -> list[Tensor]:
-        output, trained, y = self._forward(flat)
-        losses = stacked_losses(self.task.loss, output, y)
+    def _train_step(self, needs: tuple[Need, ...], *flat: Tensor) -> list[Tensor]:
+        params, buffers, (x, y, *knobs) = self._named(flat)
+        trained = [{**params, **buffers}[name].requires_grad_() for name in self._trained]
+        output = self._forward(params, buffers, x)
+        losses = total = stacked_losses(self.task.loss, output, y)
+        if needs:
+            again = partial(again_stacked, self._model, params, buffers, x)
+            given = *knobs, losses, output, again, y, self.task.loss, len(x)
+            total = stacked_penalised(needs, *given)
+        size = len(self._data.train)
+        total = with_penalty(total, self._model, buffers, self.task.loss, size)
         # A parameter that the forward does not use gets a gradient of zero.
-        return [losses, *torch.autograd.grad(losses.sum(), trained, materialize_grads=True)]
+        return [losses, *torch.autograd.grad(total.sum(), trained, materialize_grads=True)]
 
     def _eval_step(self, *flat: Tensor) -> list[Tensor]:
         with torch.no_grad():
-            output, _, y = self._forward(flat)
+            params, buffers, (x, y) = self._named(flat)
+            output = self._forward(params, buffers, x)
             right = correct(self.task.loss, output, y, stacked=True)
             losses = stacked_losses(self.task.loss, output, y)
         return [losses] if right is None else [losses, right.sum(1)]
@@ -376,31 +402,6 @@ def _mappable_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _same_constants(one: nn.Module, other: nn.Module) -> bool:
-    """Tell whether two builds of a model keep equal numbers and tensors as plain attributes."""
-    for module, twin in zip(one.modules(), other.modules(), strict=True):
-        for name, value in vars(module).items():
-            same = vars(twin).get(name)
-            if isinstance(value, Tensor):
-                if not isinstance(same, Tensor) or not torch.equal(value, same):
-                    return False
-            elif isinstance(value, int | float) and name != "training" and value != same:
-                return False
-    return True
-
-
-def _python_state(model: nn.Module) -> list[object]:
-    """Return what a forward may change outside of tensors: random states, plain numbers."""
-    name, keys, *place = numpy.random.get_state()
-    numbers = [
-        (path, attribute, value)
-        for path, module in model.named_modules()
-        for attribute, value in vars(module).items()
-        if isinstance(value, int | float)
-    ]
-    return [random.getstate(), name, keys.tolist(), place, numbers]
-
-
 def _repeated(tensor: Tensor, width: int) -> Tensor:
     """Return `width` copies of a tensor, stacked on a new first axis."""
     return tensor[None].expand(width, *tensor.shape).clone(memory_format=torch.contiguous_format)
@@ -412,20 +413,3 @@ def _width(members: int, most: int) -> int:
     Widths come from a short ladder, since a program is traced for each.
     """
     return min(1 << (members - 1).bit_length(), most) if members else 0
-
-
-def keep_freed_memory() -> None:
-    """Ask glibc to keep freed blocks of memory, as torch's GPU allocator does.
-
-    By default it returns large blocks to the system, and every step pays page faults for
-    the same megabytes anew: measured, a quarter to a third of a fused step on CPU. Does
-    nothing where the C library has no `mallopt`.
-    """
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(mmap_threshold, 1 << 30)
-    mallopt(trim_threshold, (1 << 31) - 1)
-    mallopt(top_pad, 64 << 20)

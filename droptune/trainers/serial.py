@@ -5,8 +5,10 @@ The reference that the fused trainer is tested against, and the fallback for mod
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from droptune.data import Split, batches
 from droptune.errors import ModelError
 from droptune.install import advance, installed, seed_noise
 from droptune.kinds import derive
+from droptune.kinds.noise import Part
 from droptune.plan import Plan
 from droptune.trainers.base import (
     EVAL_BATCHES,
@@ -31,8 +34,10 @@ from droptune.trainers.base import (
     is_out_of_memory,
     mean_loss,
 )
+from droptune.trainers.learned import learned_metrics, learned_names, with_penalty
 from droptune.trainers.stacking import Pace
 from droptune.trainers.statistics import recalibrate
+from droptune.trainers.terms import Need, need_of, passed_again, penalised
 
 
 @dataclass
@@ -41,6 +46,8 @@ class _Member:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     pace: Pace
+    need: Need | None = None
+    learns: bool = False
 
 
 class SerialTrainer:
@@ -74,6 +81,7 @@ class SerialTrainer:
     ) -> None:
         check_kinds(plan, self.task.kinds)
         check_slot(slot, self.slots, self._members)
+        need = need_of(plan, lambda: self.task.sites)
         model = self.task.build(self._seed).to(self.device)
         if self.device.type == "cpu":
             _channels_last(model)
@@ -83,7 +91,8 @@ class SerialTrainer:
             self.task.lr if lr is None else lr,
             self.task.weight_decay if weight_decay is None else weight_decay,
         )
-        self._members[slot] = _Member(plan, model, self._make_optimizer(model, pace), pace)
+        optimizer, learns = self._make_optimizer(model, pace), bool(learned_names(model))
+        self._members[slot] = _Member(plan, model, optimizer, pace, need, learns)
 
     def stop(self, slot: int) -> None:
         check_taken(slot, self._members)
@@ -100,6 +109,7 @@ class SerialTrainer:
                 if self.task.recalibrate:
                     self._recalibrate(member.model)
                 metrics = self._score(member.model, self._data.val, "val")
+            metrics |= learned_metrics(member.plan, member.model, _weights(member.model))
             seconds = time.perf_counter() - started
             failed = diverged({"train_loss": train_loss, **metrics})
             result[slot] = Scores(train_loss, metrics, seconds, failed)
@@ -120,7 +130,7 @@ class SerialTrainer:
         """Return seconds a step and member, over some steps; `begin` starts afresh."""
         self.begin(seed=0)
         for slot in range(members):
-            self.start(slot, Plan.none())
+            self.start(slot, self.task.rehearsed)
         for member in self._members.values():
             self._train(member, 2)
         started = time.perf_counter()
@@ -155,6 +165,7 @@ class SerialTrainer:
 
     def _make_optimizer(self, model: nn.Module, pace: Pace) -> torch.optim.Optimizer:
         params = [p for p in model.parameters() if p.requires_grad]
+        params += [model.get_buffer(name).requires_grad_() for name in learned_names(model)]
         if self.task.optimizer == "sgd":
             momentum = self.task.momentum
             return torch.optim.SGD(
@@ -174,9 +185,10 @@ class SerialTrainer:
             lr = task.learning_rate(member.pace.lr, member.pace.age)
             for group in member.optimizer.param_groups:
                 group["lr"] = lr
-            loss = self._loss(self._output(member.model, data.x[rows]), data.y[rows])
+            output = self._output(member.model, data.x[rows])
+            loss = self._loss(output, data.y[rows])
             member.optimizer.zero_grad()
-            loss.backward()
+            self._descended(member, loss, output, rows).backward()
             member.optimizer.step()
             member.pace.age += 1
             total += loss.detach() * len(rows)
@@ -189,7 +201,31 @@ class SerialTrainer:
             model, dict(model.named_buffers()), lambda rows: self._output(model, x[rows]), order
         )
 
-    def _output(self, model: nn.Module, x: Tensor) -> Tensor:
+    def _descended(self, member: _Member, loss: Tensor, output: Tensor, rows: Tensor) -> Tensor:
+        """Return what a step descends: the first pass's loss, with what the plan adds to it."""
+        if member.need is not None:
+            loss = self._penalised(member, loss, output, rows)
+        if not member.learns:
+            return loss
+        buffers = dict(member.model.named_buffers())
+        samples = len(self._data.train)
+        return with_penalty(loss, member.model, buffers, self.task.loss, samples)
+
+    def _penalised(self, member: _Member, loss: Tensor, output: Tensor, rows: Tensor) -> Tensor:
+        x, y = self._data.train.x[rows], self._data.train.y[rows]
+
+        def again(part: Part, *place: Any) -> Tensor:
+            run = partial(passed_again, member.model, (part, *place))
+            with torch.random.fork_rng(self._gpus()):
+                # Further passes leave randomness of the model's own to the first one.
+                torch.manual_seed(derive(self._seed, *part, self.clock, member.pace.age))
+                return self._output(run, x)
+
+        term, by = member.plan.term, self.task.loss
+        progress = self.task.progress(member.pace.age)
+        return penalised(term, member.need, progress, loss, output, again, y, by, len(rows))
+
+    def _output(self, model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
         if x.dim() == 4 and self.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
         try:

@@ -32,7 +32,7 @@ CHANNELWISE = {"channel", "feature_alpha"}
 FITTING = {
     **dict.fromkeys([*CHANNELWISE, "max_drop", "max_drop_channel"], {"NCL", "NCHW", "NCDHW"}),
     "drop_block": {"NCL", "NCHW"}, "pattern": {"NCHW"}, "locked": {"NLF", "NLS"},
-    "pattern_tokens": {"NLF"}, "drop_key": {"NLL", "NHLL"},
+    "pattern_tokens": {"NLF"}, "drop_key": {"NLL", "NHLL"}, "concrete": {"NF", "NLF"},
     "zoneout": {"NLS", "NLM"}, "weight_drop": {"GS"}, "embedding": {"VF"},
 }  # fmt: skip
 #: Kinds that keep the mean of a sample, not that of each element.
@@ -44,9 +44,9 @@ UNSCALED = {"max_drop": lambda rate: 1 - rate / 81, "layer_drop": lambda rate: 1
 DROPPING = sorted(set(KINDS) - {"gaussian", "layer_drop"})
 #: Of these, the ones whose rate is the part that is dropped. Not so: stochastic (at each call
 #: another), max_drop (maxima only), drop_block (blocks overlap), patterns (tiles and groups).
-BERNOULLI = sorted(
-    set(DROPPING) - BY_SAMPLE - {"stochastic", "max_drop", "pattern_tokens"} | {"drop_key"}
-)
+#: concrete seldom drops an element whole.
+NOT_BERNOULLI = {"stochastic", "max_drop", "pattern_tokens", "concrete"}
+BERNOULLI = sorted(set(DROPPING) - BY_SAMPLE - NOT_BERNOULLI | {"drop_key"})
 #: How far 1 / keep may be off at rate 0.9, where a step of the grid is 1.5e-4 of it.
 ON_GRID = {"rtol": 1.6e-4, "atol": 1e-4}
 
@@ -105,7 +105,9 @@ class KindContract:
 
     def test_rate_is_a_float32_buffer_that_no_state_dict_holds(self, name):
         kind = make(name, 0.25)
-        assert [n for n, _ in kind.named_buffers()] == ["rate", *KINDS[name].settings]
+        learned = ["shift"] if name == "concrete" else []
+        expected = ["rate", *KINDS[name].settings, *learned]
+        assert [n for n, _ in kind.named_buffers()] == expected
         assert kind.rate.dtype == torch.float32 and kind.rate.shape == ()
         assert not kind.state_dict() and not list(kind.parameters())
 
@@ -117,7 +119,7 @@ class KindContract:
             for (_, after), (_, before) in zip(
                 kind.named_buffers(), make(name, 0.1).named_buffers(), strict=True
             ):
-                assert after.dtype == torch.float32 and torch.equal(after, before)
+                assert after.dtype == before.dtype and torch.equal(after, before)
 
     def test_settings_begin_at_defaults_that_a_space_may_suggest(self, name):
         kind = make(name)
@@ -204,7 +206,8 @@ class KindContract:
                 assert y.dtype == dtype and y.shape == shape
 
     def test_another_number_of_axes_is_refused_or_taken_never_misread(self, name):
-        axes = set(map(len, FITTING.get(name, BETWEEN_LAYERS)))
+        fitting = BETWEEN_LAYERS if name == "concrete" else FITTING.get(name, BETWEEN_LAYERS)
+        axes = set(map(len, fitting))
         for shape in LAYOUTS.values():
             if name in CHANNELWISE or len(shape) in axes:
                 make(name)(batch(*shape))

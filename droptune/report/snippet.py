@@ -14,28 +14,39 @@ from droptune.report.text import schedule, short, visible
 Row = Mapping[str, Any]
 
 _WIDTH = 96  # columns of a plan that is written out
-_ATTENTION_SITE = "@attention"  # behind the path of a module that attends once in a forward
+#: Behind the path of a module that attends once in a forward, and of a recurrent layer.
+_LAYER_SITES = ("@attention", "@between")
+#: What torch's own dropout modules do; others that do it too are told apart when the code runs.
+_OF_TORCH = ("standard", "channel", "alpha", "feature_alpha")
 
-_BY_HAND = '''RATES = {rates}
-{attention}
+_BY_HAND = '''from torch import nn
+
+RATES = {rates}
+{layers}
 
 def set_dropout(model):
     """Set the rates of the plan on a model's own dropout, in place."""
     for path, rate in RATES.items():
-        model.get_submodule(path).p = rate
-{set_attention}    return model
+        module = model.get_submodule(path)
+        if not isinstance(module, nn.modules.dropout._DropoutNd):
+            raise TypeError(
+                f"{{path}} is no dropout of torch: set its rate of {{rate}} where it keeps that, "
+                "or put the plan on with droptune.apply"
+            )
+        module.p = rate
+{set_layers}    return model
 '''
 
-_ATTENTION = "\n# Attention, by path\nATTENTION = {rates}\n"
+_LAYERS = "\n# Attention and recurrent layers, by path\nLAYERS = {rates}\n"
 
-_SET_ATTENTION = """    for path, rate in ATTENTION.items():
-        attention = model.get_submodule(path)
-        if not isinstance(attention, nn.MultiheadAttention):
+_SET_LAYERS = """    for path, rate in LAYERS.items():
+        layer = model.get_submodule(path)
+        if not isinstance(layer, nn.MultiheadAttention | nn.RNNBase):
             raise TypeError(
-                f"{path} is no nn.MultiheadAttention: set its rate of attention to {rate} where "
-                "your code or config keeps it, or put the plan on with droptune.apply"
+                f"{path} is no layer of torch: set its rate of {rate} where your code or config "
+                "keeps it, or put the plan on with droptune.apply"
             )
-        attention.dropout = rate
+        layer.dropout = rate
 """
 
 _APPLY = '''import droptune
@@ -62,9 +73,11 @@ def python(plan: Row, sites: Iterable[Row], about: str) -> str:
     found = {site["name"]: site for site in sites}
     entries = plan["sites"]
     beyond = {name: why for name in entries if (why := _beyond(entries[name], found.get(name)))}
+    if plan.get("term") is not None:
+        beyond["the loss"] = "the plan adds a term to it: train with droptune.ConsistencyLoss"
     # What a plan does not name is off.
     off = [name for name, site in found.items() if site.get("rate") and name not in entries]
-    beyond |= {name: _IN_CODE for name in off if not _settable(found[name])}
+    beyond |= {name: _where_it_stands(found[name]) for name in off if not _settable(found[name])}
     title = f"# {visible(about)}\n"
     if beyond:
         return _escaped(title + _with_droptune(plan, beyond))
@@ -78,9 +91,6 @@ def _escaped(code: str) -> str:
     return code.encode("ascii", "backslashreplace").decode()
 
 
-_IN_CODE = "a call in a forward, whose rate stands in your own code"
-
-
 def _beyond(entry: Row, site: Row | None) -> str | None:
     """Return why an entry cannot be set by hand, or None."""
     if entry.get("schedule", "constant") != "constant":
@@ -89,25 +99,31 @@ def _beyond(entry: Row, site: Row | None) -> str | None:
         return f"{visible(entry['kind'])} {short(entry['rate'])} where the model has no dropout"
     if site["kind"] != entry["kind"]:
         return f"{visible(entry['kind'])} in place of {visible(site['kind'])}"
-    return None if _settable(site) else _IN_CODE
+    return None if _settable(site) else _where_it_stands(site)
 
 
 def _settable(site: Row) -> bool:
-    """Tell whether a site is a dropout module, or may be torch's attention."""
-    return site["reach"] == "module" or site["name"].endswith(_ATTENTION_SITE)
+    """Tell whether a site is, or may be, a dropout module or a layer of torch."""
+    if site["reach"] == "module":
+        return site["kind"] in _OF_TORCH
+    return site["name"].endswith(_LAYER_SITES)
+
+
+def _where_it_stands(site: Row) -> str:
+    """Return where the rate of a site is that is not settable."""
+    if site["reach"] == "module":
+        return "a module that is not of torch, which keeps its rate in a place of its own"
+    return "a call in a forward, whose rate stands in your own code"
 
 
 def _by_hand(rates: Mapping[str, float], found: Mapping[str, Row]) -> str:
     modules = {name: r for name, r in rates.items() if found[name]["reach"] == "module"}
-    attention = {
-        name.removesuffix(_ATTENTION_SITE): r for name, r in rates.items() if name not in modules
-    }
-    code = _BY_HAND.format(
+    layers = {found[name]["path"]: r for name, r in rates.items() if name not in modules}
+    return _BY_HAND.format(
         rates=_table(modules),
-        attention=_ATTENTION.format(rates=_table(attention)) if attention else "",
-        set_attention=_SET_ATTENTION if attention else "",
+        layers=_LAYERS.format(rates=_table(layers)) if layers else "",
+        set_layers=_SET_LAYERS if layers else "",
     )
-    return f"from torch import nn\n\n{code}" if attention else f"\n{code}"
 
 
 def _table(rates: Mapping[str, float]) -> str:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from droptune import Plan, apply, find_sites, read
 from droptune.report import snippet
+from tests.branching import DropPath
 from tests.calling import Causal, Hand, build
 from tests.test_install import dropping
 from tests.thirdparty.checks import Draws
@@ -24,6 +25,29 @@ def odd() -> nn.Module:
     return model
 
 
+class Stacked(nn.Module):
+    """Two recurrent layers with dropout between them, and behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(8, 6, 2, dropout=0.3, batch_first=True)
+        self.drop, self.fc = nn.Dropout(0.4), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.drop(self.rnn(x)[0][:, -1]))
+
+
+class Paths(nn.Module):
+    """A module that is not of torch and drops whole samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.drop = nn.Linear(6, 6), DropPath(0.25)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop(self.fc(x))
+
+
 #: Model, batch, and the rates of its own dropout by name, in their order; the others are off.
 OWN = {
     "modules": (dropping, ROWS, [0.25, 0.35, 0.45]),
@@ -34,6 +58,7 @@ OWN = {
     "attention that is off": (Encoder, STEPS, [0.0, 0.3]),
     "beside a layer": (Recurrent, STEPS, [0.2, 0.3]),
     "an odd name": (odd, ROWS, [0.2]),
+    "between recurrent layers": (Stacked, STEPS, [0.15, 0.25]),
 }
 
 
@@ -86,16 +111,22 @@ BEYOND = {
     ),
     "a call": (Hand, WORDS, {"@dropout": ("standard", 0.2)}, "@dropout: a call in a forward"),
     "a call that is off": (Hand, WORDS, {"drop": ("standard", 0.2)}, "@dropout.1: a call in a"),
+    "not of torch": (Paths, ROWS, {"drop": ("drop_path", 0.5)}, "drop: a module that is not of"),
+    "a term": (
+        dropping, ROWS, Plan({"7": ("standard", 0.2)}, "r_drop"),
+        "the loss: the plan adds a term to it: train with droptune.ConsistencyLoss",
+    ),
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:the plan adds r_drop to the loss")
 @pytest.mark.parametrize(("make", "x", "entries", "said"), BEYOND.values(), ids=BEYOND)
 def test_what_torch_cannot_do_by_hand_droptune_does_and_the_code_says_why(make, x, entries, said):
-    plan = Plan(entries)
+    plan = entries if isinstance(entries, Plan) else Plan(entries)
     code = code_of(plan, build(make), x)
     assert f"#   {said}" in code
     ours, theirs = run(code, build(make)), apply(build(make), plan)
-    assert read(ours) == plan
+    assert read(ours) == Plan(dict(plan))  # a term is no part of a model
     outputs = []
     for model in (ours, theirs):
         torch.manual_seed(5)
@@ -113,7 +144,7 @@ def test_a_plan_of_odd_names_is_written_out_so_that_it_reads_the_same():
 def test_attention_that_is_not_torchs_module_is_refused_with_what_to_do():
     plan = Plan({"@attention": ("standard", 0.3)})
     code = code_of(plan, build(Causal), WORDS)
-    with pytest.raises(TypeError, match="is no nn.MultiheadAttention: set its rate.* 0.3 where"):
+    with pytest.raises(TypeError, match="is no layer of torch: set its rate.* 0.3 where"):
         run(code, build(Causal))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from droptune import functional
+from droptune import chains, functional
 from droptune.calls import GIVEN, dropout_kind
 from droptune.errors import ModelError, PlanError, nearest
 from droptune.kinds import KINDS, Kind
@@ -35,22 +35,27 @@ class SiteDropout(nn.Module):
         return dict(self.named_children())  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        for kind in self.children():
+        for kind in self._acting():
             x = kind(x)
         return x
 
     def drop(self, x: Tensor) -> Tensor:
         """Act as in training, whatever the mode: for a call of a module that trains."""
-        for kind in self.kinds.values():
+        for kind in self._acting():
             x = kind.drop(x)
         return x
+
+    def _acting(self) -> Iterable[Kind]:
+        """Return the kinds that act: all, where the rates are known to the buffers alone."""
+        kinds = self.kinds
+        return kinds.values() if self.entry is None else [kinds[self.entry.kind]]
 
     def set(self, entry: Entry | None, progress: float = 0.0) -> None:
         """Set the rate of the entry's kind at a point of training, and 0 for the others."""
         self.entry = entry
         for name, kind in self.kinds.items():
             on = entry is not None and entry.kind == name
-            kind.rate.fill_(entry.at(progress) if on else 0.0)  # type: ignore[union-attr]
+            kind.set_rate(entry.at(progress) if on else 0.0)  # type: ignore[union-attr]
 
 
 def apply(model: nn.Module, plan: Plan, *, seed: int | None = None) -> nn.Module:
@@ -106,6 +111,7 @@ def remove(model: nn.Module) -> nn.Module:
         if hasattr(module, GIVEN):
             module.p = getattr(module, GIVEN)
             delattr(module, GIVEN)
+        chains.release(module)
         if (watched := functional.watched(module)) is not None:
             watched.let_go()
     return model
@@ -172,6 +178,7 @@ def install(model: nn.Module, kinds: Mapping[str, Iterable[str]]) -> None:
             module.register_forward_hook(partial(_drop_output, dropout))
     callers = {m: replaced.get(p, {}) for p, m in modules.items() if functional.can_call(m)}
     functional.watch(callers, [m for m in modules.values() if dropout_kind(m)])
+    chains.look(model)
 
 
 def installed(model: nn.Module) -> dict[str, SiteDropout]:

@@ -2,6 +2,7 @@
 
 from droptune.kinds.alpha import Alpha, FeatureAlpha
 from droptune.kinds.base import Kind
+from droptune.kinds.controlled import Controlled
 from droptune.kinds.drop_block import DropBlock
 from droptune.kinds.drop_path import DropPath
 from droptune.kinds.gaussian import Gaussian
@@ -14,7 +15,7 @@ from droptune.kinds.stochastic import Stochastic
 
 _ALL: tuple[type[Kind], ...] = (
     Standard, Channel, Gaussian, Alpha, FeatureAlpha, Stochastic, MaxDrop, MaxDropChannel,
-    DropBlock, Locked, Pattern, DropPath,
+    DropBlock, Locked, Pattern, DropPath, Controlled,
 )  # fmt: skip
 
 #: Every kind that a plan may name.
@@ -24,6 +25,7 @@ __all__ = [
     "KINDS",
     "Alpha",
     "Channel",
+    "Controlled",
     "DropBlock",
     "DropPath",
     "FeatureAlpha",

@@ -44,6 +44,10 @@ class Kind(nn.Module, ABC):
         """Tell whether this kind is right for tensors of this layout at a site of this role."""
         return (not cls.layouts or layout in cls.layouts) and (not cls.roles or role in cls.roles)
 
+    def set_rate(self, rate: float) -> None:
+        """Set the rate, in place."""
+        self.rate.fill_(rate)
+
     def check_axes(self, x: Tensor) -> None:
         """Refuse a tensor of another number of axes than the kind's layouts have.
 

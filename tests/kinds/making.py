@@ -17,6 +17,7 @@ LAYOUTS = {
 MANY = {
     "locked": (64, 2, 800), "drop_path": (50_000, 1), "max_drop": (64, 800, 2, 2),
     "max_drop_channel": (64, 3, 20, 40), "drop_block": (500, 2, 16, 16), "pattern": (9000, 1, 4, 4),
+    "controlled": (2, 1, 4000),
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ CHANNELWISE = {"channel", "feature_alpha"}
 FITTING = {
     **dict.fromkeys([*CHANNELWISE, "max_drop", "max_drop_channel"], {"NCL", "NCHW", "NCDHW"}),
     "drop_block": {"NCL", "NCHW"}, "pattern": {"NCHW"}, "locked": {"NLF"},
+    "controlled": {"NF", "NLF", "NHWF"},
 }  # fmt: skip
 #: Kinds that keep the mean of a sample, not that of each element.
 BY_SAMPLE = {"max_drop_channel", "drop_block", "pattern"}

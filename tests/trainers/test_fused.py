@@ -107,7 +107,7 @@ class Recorder(nn.Module):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_are_equal_bit_for_bit(make_task, make_data, weights, kind):
-    shape = (12, 5, 4) if kind == "locked" else (12, 5, 4, 3)
+    shape = {"locked": (12, 5, 4), "controlled": (12, 60)}.get(kind, (12, 5, 4, 3))
     task = make_task(
         make_data(48, shape[1:]),
         model=lambda: Recorder(shape),

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from droptune import functional
-from droptune.columns import ELEMENTWISE, FORM, Narrow, in_the_open, is_off
+from droptune.columns import FORM, Narrow, in_the_open, is_elementwise, is_off
 from droptune.kinds.controlled import Controlled, drop_units
 
 
@@ -41,7 +41,7 @@ class Chain:
         """Follow a call that was given the end of the chain, as its first argument."""
         if func is drop_units and self.kind is None:
             self.end, self.kind = result, args[1]
-        elif is_off(func, args, kwargs) or (func in ELEMENTWISE and self.kind is None):
+        elif is_off(func, args, kwargs) or (is_elementwise(func, kwargs) and self.kind is None):
             self.end = result
         elif func is F.linear and self.kind is not None:
             self.end = None

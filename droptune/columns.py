@@ -50,6 +50,11 @@ FEWEST = 16
 LEAST = 2**23
 
 
+def is_elementwise(func: Callable, kwargs: dict) -> bool:
+    """Tell whether a call acts on each element of its first argument, and writes nowhere else."""
+    return func in ELEMENTWISE and "out" not in kwargs
+
+
 def is_off(func: Callable, args: tuple, kwargs: dict) -> bool:
     """Tell whether a call is of dropout that does nothing."""
     if func is not F.dropout:
@@ -140,7 +145,7 @@ class Columns(Tensor):
             if isinstance(x, Columns) and x._whole is None:
                 if is_off(func, args, kwargs):
                     return x
-                if func in ELEMENTWISE and not x._dropped:
+                if is_elementwise(func, kwargs) and not x._dropped:
                     return x._map(func, args[1:], kwargs)
                 if func is drop_units and not x._dropped and x._draw.holds(args[1]):
                     return x._drop()
@@ -235,8 +240,7 @@ class Narrow:
     def _acts(self, input: Tensor) -> bool:
         kind = self.kind
         return (
-            self.module.training
-            and kind.training
+            kind.training
             and bool(kind.number)
             and torch.is_grad_enabled()
             and in_the_open()

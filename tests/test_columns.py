@@ -157,6 +157,14 @@ def test_a_function_that_needs_the_whole_gets_it(use):
     assert narrow(model) == (["b"] if use == "mean before" else ["a", "b"])
 
 
+def test_an_activation_that_writes_elsewhere_gets_the_whole():
+    model, _ = made("an activation")
+    output, place = undropped(model), torch.empty(5, 8, dtype=torch.float64)
+    with torch.no_grad():
+        torch.sigmoid(output, out=place)
+        torch.testing.assert_close(place, F.linear(X, model[0].weight, model[0].bias).sigmoid())
+
+
 def test_what_a_model_keeps_of_a_forward_can_be_read_and_differentiated_later():
     model = hand("kept")
     twin = with_masks(copy.deepcopy(model))
@@ -234,12 +242,14 @@ def test_eval_mode_state_dict_and_a_rate_of_0_know_nothing_of_it():
     plain = remove(copy.deepcopy(model))
     assert model.state_dict().keys() == plain.state_dict().keys()
     assert torch.equal(model.eval()(example), plain(example))
+    assert narrow(model) == ["0", "2"]
     with torch.no_grad():
         assert type(model.train()[0](example)) is Tensor
     apply(model, plan("1", rate=0.01), seed=0)
     assert torch.equal(model(example), plain(example))  # 8 units: all are kept
     installed(model)["1"].set(None)
     assert torch.equal(model(example), plain(example))
+    assert type(model[0](example)) is Tensor and narrow(model) == ["0"]
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])

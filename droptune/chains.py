@@ -43,7 +43,7 @@ class Chain:
             self.end, self.kind = result, args[1]
         elif is_off(func, args, kwargs) or (is_elementwise(func, kwargs) and self.kind is None):
             self.end = result
-        elif func is F.linear and self.kind is not None:
+        elif func is F.linear:
             self.end = None
         else:
             self.fits = False
@@ -126,7 +126,7 @@ class Looking:
         """Tell whether a forward made now shows what later ones will do."""
         kinds = [module for module in self.module.modules() if isinstance(module, Controlled)]
         on = any(kind.number and kind.training for kind in kinds)
-        return on and self.module.training and torch.is_grad_enabled() and in_the_open()
+        return on and torch.is_grad_enabled() and in_the_open()
 
     def let_go(self) -> None:
         """Give the model its own forward back."""
@@ -143,15 +143,13 @@ class Looking:
 
 def _linears(model: nn.Module) -> dict[int, nn.Linear]:
     """Return the layers whose forward is torch's own, by the identity of their weights."""
-    plain = [
-        module
+    return {
+        id(module.weight): module
         for module in model.modules()
         if isinstance(module, nn.Linear)
         and type(module).forward is nn.Linear.forward
         and "forward" not in vars(module)
-    ]
-    shared = Counter(id(module.weight) for module in plain)
-    return {id(m.weight): m for m in plain if shared[id(m.weight)] == 1}
+    }
 
 
 def look(model: nn.Module) -> None:

@@ -41,6 +41,8 @@ class Hand(nn.Module):
         h = F.dropout(h, 0.3, self.training)
         if self.use == "fan out":
             return self.c(h) + h.sum(-1, keepdim=True)
+        if self.use == "activation":
+            h = torch.sigmoid(h)
         if self.use == "in place":
             h += 1
         if self.use == "hook":

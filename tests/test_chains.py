@@ -35,9 +35,15 @@ def hand_written(function):
     return lambda: Apart(function)
 
 
+def looking(model, x):
+    hidden = model.a(x)
+    model.seen = hidden.tolist()
+    return model.b(model.drop(hidden))
+
+
 class Scaled(nn.Linear):
     def forward(self, x):
-        return 2 * super().forward(x)
+        return super().forward(2 * x)
 
 
 def shared_dropout():
@@ -67,6 +73,7 @@ FITS_NOT = {
     "residual": (hand_written(lambda m, x: m.b(m.drop(h := m.a(x))) + h), plan("drop")),
     "read twice": (hand_written(lambda m, x: m.b(h := m.drop(m.a(x))) + h), plan("drop")),
     "looked at": (hand_written(lambda m, x: m.b(m.drop(h := m.a(x))) * h.mean()), plan("drop")),
+    "looked at first": (hand_written(looking), plan("drop")),
     "own function": (hand_written(lambda m, x: m.b(m.drop(Square.apply(m.a(x))))), plan("drop")),
     "no reader": (hand_written(lambda m, x: m.drop(m.a(x))), plan("drop")),
     "no producer": (hand_written(lambda m, x: m.b(m.drop(m.b.weight))), plan("drop")),
@@ -76,6 +83,7 @@ FITS_NOT = {
     "a shape": (lambda: mlp(nn.ReLU(), nn.Unflatten(1, (2, 4)), nn.Flatten()), plan("1")),
     "behind dropout": (lambda: mlp(nn.Identity(), nn.Sigmoid()), plan("1")),
     "another kind": (lambda: mlp(nn.ReLU(), nn.Dropout()), {**plan("1"), "2": ("standard", 0.5)}),
+    "twice": (lambda: mlp(nn.ReLU(), nn.Dropout()), plan("1", "2")),
     "the input": (lambda: mlp(nn.ReLU()), plan("@input")),
     "shared dropout": (shared_dropout, plan("1")),
     "shared layer": (shared_layer, plan("1")),
@@ -120,6 +128,14 @@ def test_where_rates_are_known_to_buffers_alone_nothing_is_looked_at():
     installed(model)["1"].kinds["controlled"].rate.fill_(0.5)
     assert (model[1](torch.ones(4, 8)) == 0).any()
     model(X)
+    assert looks(model) and narrow(model) == []
+
+
+def test_a_forward_that_is_mapped_shows_nothing():
+    model, _ = made("an activation")
+    weights = {name: p[None] for name, p in model.named_parameters()}
+    mapped = torch.vmap(lambda w: torch.func.functional_call(model, w, (X,)), randomness="same")
+    assert mapped(weights).shape == (1, 5, 3)
     assert looks(model) and narrow(model) == []
 
 

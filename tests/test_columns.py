@@ -147,7 +147,9 @@ def test_gradients_of_what_is_dropped_are_zeros_and_not_missing():
 # Who gets the whole tensor
 
 
-@pytest.mark.parametrize("use", ["mean before", "fan out", "in place", "hook", "view"])
+@pytest.mark.parametrize(
+    "use", ["mean before", "fan out", "activation", "in place", "hook", "view"]
+)
 def test_a_function_that_needs_the_whole_gets_it(use):
     model = hand(use)
     twin = with_masks(copy.deepcopy(model))

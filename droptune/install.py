@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from droptune import functional, inside, recomputation, recurrent
+from droptune import chains, functional, inside, recomputation, recurrent
 from droptune.droppers import check_model, dropout_kind, dropper, switch_off, switch_on
 from droptune.errors import ModelError, PlanError, nearest
 from droptune.kinds import KINDS, Kind
@@ -50,26 +50,31 @@ class SiteDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.mask is not None:
             return self._masked(x, self.mask)
-        return self._remembered(self._call_all, x) if self.training else self._call_all(x)
+        return self._remembered(self._call, x) if self.training else self._call(x)
 
     def drop(self, x: Tensor) -> Tensor:
         """Act as in training, whatever the mode: for a call of a module that trains."""
         if self.mask is not None:
             return self._masked(x, self.mask)
-        return self._remembered(self._drop_all, x)
+        return self._remembered(self._drop, x)
 
     def _remembered(self, act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return self._memory.run(act, x, [kind.stream for kind in self.kinds.values()])
 
-    def _call_all(self, x: Tensor) -> Tensor:
-        for kind in self.children():
+    def _call(self, x: Tensor) -> Tensor:
+        for kind in self._acting():
             x = kind(x)
         return x
 
-    def _drop_all(self, x: Tensor) -> Tensor:
-        for kind in self.kinds.values():
+    def _drop(self, x: Tensor) -> Tensor:
+        for kind in self._acting():
             x = kind.drop(x)
         return x
+
+    def _acting(self) -> Iterable[Kind]:
+        """Return the kinds that act: all, where the rates are known to the buffers alone."""
+        kinds = self.kinds
+        return kinds.values() if self.entry is None else [kinds[self.entry.kind]]
 
     def _masked(self, x: Tensor, mask: Tensor) -> Tensor:
         if x.dim() != mask.dim() or len(x) != len(mask):
@@ -88,7 +93,9 @@ class SiteDropout(nn.Module):
         """Set what the entry says of its kind at a point of training, and 0 for the others."""
         self.entry = entry
         for name, kind in self.kinds.items():
-            for buffer, value in buffer_values(name, entry, progress).items():
+            values = buffer_values(name, entry, progress)
+            kind.set_rate(values.pop("rate"))
+            for buffer, value in values.items():
                 kind.get_buffer(buffer).fill_(value)
 
 
@@ -172,6 +179,7 @@ def remove(model: nn.Module) -> nn.Module:
         for key in [k for k, child in module._modules.items() if isinstance(child, SiteDropout)]:
             del module._modules[key]
         switch_on(module)
+        chains.release(module)
         recurrent.let_go(module)
         if (watched := functional.watched(module)) is not None:
             watched.let_go()
@@ -256,6 +264,7 @@ def install(model: nn.Module, kinds: Mapping[str, Iterable[str]]) -> None:
     for path, module in modules.items():
         if recurrent.is_recurrent(module):
             recurrent.watch(module, within.get(path, {}))
+    chains.look(model)
 
 
 def installed(model: nn.Module) -> dict[str, SiteDropout]:

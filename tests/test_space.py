@@ -281,12 +281,12 @@ def test_a_model_without_sites_is_refused_with_what_it_needs():
 def test_every_kind_may_be_asked_for_and_is_tried_where_layout_and_role_fit():
     kinds = Space(SITES, kinds=list(KINDS)).kinds
     anywhere = {"standard", "gaussian", "alpha", "stochastic"}
-    assert set(kinds["fc1"]) == anywhere | {"concrete"}
+    assert set(kinds["fc1"]) == anywhere | {"concrete", "controlled"}
     maps = {"channel", "feature_alpha", "max_drop", "max_drop_channel", "drop_block", "pattern"}
     assert set(kinds["c1"]) == set(kinds["@input"]) == anywhere | maps
     sequence = Site("rows", "rows", "output", "hidden", "NLF", 0, (5, 9))
     rows = set(Space([sequence], kinds=list(KINDS)).kinds["rows"])
-    assert rows == anywhere | {"locked", "pattern_tokens", "concrete"}
+    assert rows == anywhere | {"locked", "pattern_tokens", "concrete", "controlled"}
 
 
 def test_drop_path_is_tried_on_residual_branches_only():

@@ -3,6 +3,7 @@
 from droptune.kinds.alpha import Alpha, FeatureAlpha
 from droptune.kinds.base import Kind
 from droptune.kinds.concrete import Concrete
+from droptune.kinds.controlled import Controlled
 from droptune.kinds.drop_block import DropBlock
 from droptune.kinds.drop_key import DropKey
 from droptune.kinds.drop_path import DropPath
@@ -23,7 +24,7 @@ from droptune.kinds.zoneout import Zoneout
 _ALL: tuple[type[Kind], ...] = (
     Standard, Channel, Gaussian, Alpha, FeatureAlpha, Stochastic, MaxDrop, MaxDropChannel,
     DropBlock, Locked, Pattern, PatternTokens, DropPath, LayerDrop, DropKey, Zoneout, WeightDrop,
-    EmbeddingRows, Concrete,
+    EmbeddingRows, Concrete, Controlled,
 )  # fmt: skip
 
 #: Every kind that a plan may name.
@@ -35,6 +36,7 @@ __all__ = [
     "Alpha",
     "Channel",
     "Concrete",
+    "Controlled",
     "DropBlock",
     "DropKey",
     "DropPath",

@@ -75,6 +75,10 @@ class Kind(nn.Module, ABC):
         """Return the value of every setting: the given one, or the default."""
         return {name: given.get(name, known.default) for name, known in cls.settings.items()}
 
+    def set_rate(self, rate: float) -> None:
+        """Set the rate, in place."""
+        self.rate.fill_(rate)
+
     def check_axes(self, x: Tensor) -> None:
         """Refuse a tensor of another number of axes than the kind's layouts have.
 

@@ -31,6 +31,7 @@ MANY = {
     "pattern_tokens": (300, 40, 20),
     "weight_drop": (200, 250), "embedding": (50_000, 1),
     "drop_key": (25, 5, 400),
+    "controlled": (2, 1, 4000),
 }  # fmt: skip
 
 

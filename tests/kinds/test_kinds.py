@@ -34,6 +34,7 @@ FITTING = {
     "drop_block": {"NCL", "NCHW"}, "pattern": {"NCHW"}, "locked": {"NLF", "NLS"},
     "pattern_tokens": {"NLF"}, "drop_key": {"NLL", "NHLL"}, "concrete": {"NF", "NLF"},
     "zoneout": {"NLS", "NLM"}, "weight_drop": {"GS"}, "embedding": {"VF"},
+    "controlled": {"NF", "NLF", "NHWF"},
 }  # fmt: skip
 #: Kinds that keep the mean of a sample, not that of each element.
 BY_SAMPLE = {"max_drop_channel", "drop_block", "pattern", "drop_key"}

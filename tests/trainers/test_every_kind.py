@@ -20,6 +20,7 @@ LAYERS = {
     "NCHW": (lambda: (nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 2)), 192, (1, 11, 11)),
     "NCL": (lambda: (nn.Conv1d(2, 4, 2), nn.Conv1d(4, 3, 2)), 30, (2, 12)),
     "NLF": (lambda: (nn.Linear(4, 6), nn.Linear(6, 5)), 35, (7, 4)),
+    "NF": (lambda: (nn.Linear(4, 9), nn.Linear(9, 7)), 7, (4,)),
 }
 FITTING = [
     (kind, layout) for kind in KINDS for layout in LAYERS if KINDS[kind].fits(layout, "residual")

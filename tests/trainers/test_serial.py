@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from droptune import columns
 from droptune.data import batches
 from droptune.errors import ModelError
 from droptune.plan import Plan
-from droptune.trainers import SerialTrainer, Task, build
+from droptune.trainers import FusedTrainer, SerialTrainer, Task, build
+from tests.narrowing import narrow
 
 
 def by_hand(task: Task, seed: int, epochs: int) -> list[float]:
@@ -145,3 +147,25 @@ def test_memory_that_ends_is_no_fault_of_the_model(make_task, error):
     with pytest.raises(RuntimeError) as raised:
         started(make_task(model=lambda: Failing(error), kinds={})).epoch()
     assert raised.value is error
+
+
+def test_controlled_dropout_uses_smaller_matrices_and_trains_like_fused(
+    make_task, make_data, mlp, weights, monkeypatch
+):
+    monkeypatch.setattr(columns, "pays", lambda *_: True)
+    task = make_task(
+        make_data(dtype=torch.float64),
+        model=lambda: mlp().double(),
+        kinds={site: ["standard", "controlled"] for site in ("1", "3")},
+    )
+    plan = Plan({"1": ("controlled", 0.5, "early", 0.5), "3": ("controlled", 0.25)})
+    serial, fused = SerialTrainer(task), FusedTrainer(task, 1)
+    for trainer in (serial, fused):
+        trainer.begin(3)
+        trainer.start(0, plan)
+        for _ in range(4):
+            trainer.epoch()
+    assert narrow(serial._members[0].model) == ["0", "2"]
+    ours, theirs = weights(serial, 0), weights(fused, 0)
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-9, atol=1e-11)

@@ -15,6 +15,7 @@ Arms:
     F.alpha_dropout  torch's alpha dropout
     x * (1 + s n)    Gaussian noise as one would write it, with torch.randn
     standard, gaussian, alpha    droptune's kinds; each is also compared with its own peer above
+    stochastic, concrete         kinds that torch has no peer for
 """
 
 import argparse
@@ -35,6 +36,7 @@ from droptune.kinds import KINDS
 
 RATE = 0.3
 PEERS = {"standard": "F.dropout", "gaussian": "x * (1 + s n)", "alpha": "F.alpha_dropout"}
+KIND_ARMS = (*PEERS, "stochastic", "concrete")
 SIZES = (10**5, 10**6, 10**7)
 #: What standard is allowed to take, as a part of F.dropout's time.
 GOALS = {"cpu": {10**5: 0.25, 10**6: 0.25, 10**7: 0.35}, "cuda": dict.fromkeys(SIZES, 1.0)}
@@ -51,7 +53,7 @@ def arms(device: str) -> dict[str, Callable[[Tensor], Tensor]]:
         "F.alpha_dropout": lambda x: F.alpha_dropout(x, RATE, training=True),
         "x * (1 + s n)": gaussian,
     }
-    for name in PEERS:
+    for name in KIND_ARMS:
         functions[name] = KINDS[name]("site", RATE).to(device).train()
     return functions
 

@@ -5,6 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from droptune.kinds.base import Kind
+from droptune.kinds.coarse import times_mask
 from droptune.kinds.standard import mask
 
 #: No drawn rate is above this.
@@ -24,11 +25,14 @@ class Stochastic(Kind):
     at each iteration. Which distribution the authors draw from was not checked; the uniform
     one is this module's choice.
 
-    Any layout; the authors use it after convolutions. Sensible rates: 0.05 to 0.4.
+    Any layout; the authors use it after convolutions. On CPU a drawn rate is one of 65536
+    (`coarse.kept_share`). Sensible rates: 0.05 to 0.4.
     """
 
     name: ClassVar[str] = "stochastic"
 
     def drop(self, x: Tensor) -> Tensor:
         drawn = (2 * self.rate * self.stream.uniform((), x.device)).clamp(max=CEILING)
+        if x.device.type == "cpu":
+            return times_mask(x, self.stream.words(x.shape), drawn)
         return x * mask(self.stream.uniform(x.shape, x.device), drawn).to(x.dtype)

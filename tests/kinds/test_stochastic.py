@@ -19,8 +19,9 @@ def drawn(rate: float, calls: int = 4000, seed: int = 0) -> torch.Tensor:
 def test_each_call_drops_at_the_one_rate_that_its_scale_tells(rate, seed):
     y = make("stochastic", rate, seed)(torch.ones(200, 500))
     scale = y.max().item()
-    assert torch.equal(y.unique(), torch.tensor([0.0, scale]))
     p = 1 - 1 / scale
+    both = torch.tensor([0.0, scale])
+    assert torch.equal(y.unique(), both if p > 1e-3 else both[-len(y.unique()) :])
     assert 0 <= p <= min(2 * rate, 0.95) + 1e-6
     assert (y == 0).float().mean().item() == pytest.approx(p, abs=0.01)
 

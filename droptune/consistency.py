@@ -53,7 +53,8 @@ class Term:
         weight: what it is multiplied by, above 0; the term's own by default.
         ramp: the fraction of training over which the weight rises, in [0, 0.3].
         flips: of adversarial: the largest share of a site's units that is dropped, in (0, 1).
-        site: of adversarial: where; None: the last hidden or head site of the plan.
+        site: of adversarial: where; None: the last hidden or head site of the plan. At
+            `PATH@weights` the hidden-to-hidden weights of a recurrent layer are masked.
 
     Raises:
         PlanError: one of them is not allowed.
@@ -132,31 +133,40 @@ def term_of(value: Any) -> Term | None:
 
 
 class Place(NamedTuple):
-    """Where the masks of an adversarial term act, and the shape of a sample's."""
+    """Where the masks of an adversarial term act.
+
+    Attributes:
+        site: its name.
+        shape: of a mask; a sample's where each has its own.
+        by_sample: whether each sample has its own; of weights, all share one.
+    """
 
     site: str
     shape: tuple[int, ...]
+    by_sample: bool = True
 
 
 def masked_place(sites: Sequence[Site]) -> Place | None:
-    """Return the last of the sites whose units can be masked, a hidden or head one if there is.
+    """Return the last of the sites that can be masked, a hidden or head one if there is.
 
-    Units are features, or channels; a mask is shared over positions, as locked dropout's is.
+    Masked are units, which are features or channels, with a mask that is shared over positions,
+    as locked dropout's is; or the weights of a recurrent layer, with one that its steps share.
     """
-    fitting = [site for site in sites if _mask_shape(site) is not None]
-    inner = [site for site in fitting if site.role in ("hidden", "head")]
-    last = next(iter(reversed(inner or fitting)), None)
-    return None if last is None else Place(last.name, _mask_shape(last))
+    fitting = [(site, place) for site in sites if (place := _place_of(site)) is not None]
+    inner = [place for site, place in fitting if site.role in ("hidden", "head")]
+    return next(iter(reversed(inner or [place for _, place in fitting])), None)
 
 
-def _mask_shape(site: Site) -> tuple[int, ...] | None:
-    """Return the shape of a sample's mask; None where what is a unit is not known."""
+def _place_of(site: Site) -> Place | None:
+    """Return what masks at a site are; None where what is a unit is not known."""
     if site.layout == "NF":
-        return site.shape
+        return Place(site.name, site.shape)
     if site.layout == "NLF":
-        return 1, site.shape[-1]
+        return Place(site.name, (1, site.shape[-1]))
     if site.layout in CHANNELS_FIRST:
-        return site.shape[0], *(1 for _ in site.shape[1:])
+        return Place(site.name, (site.shape[0], *(1 for _ in site.shape[1:])))
+    if site.layout == "GS" and site.calls == 1:  # else several matrices would share a mask
+        return Place(site.name, site.shape, by_sample=False)
     return None
 
 

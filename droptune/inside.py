@@ -48,8 +48,9 @@ def places(module: nn.Module, given: Sequence[int] = ()) -> dict[str, Place]:
     steps = tuple(given[:1] if time_major(module) or len(given) < 3 else given[1:2])
     gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
     state = module.proj_size or module.hidden_size
+    matrices = module.num_layers * (1 + module.bidirectional)
     found = {
-        "weights": Place("GS", (gates * module.hidden_size, state)),
+        "weights": Place("GS", (gates * module.hidden_size, state), calls=matrices),
         "state": Place("NLS", (*steps, state)),
     }
     if module.mode == "LSTM":

@@ -30,6 +30,7 @@ class Dropout(Protocol):
     """What acts at a place inside a layer: kinds, one after the other."""
 
     entry: Any
+    mask: Tensor | None
 
     @property
     def kinds(self) -> Mapping[str, Kind]: ...
@@ -326,6 +327,8 @@ class Stepped:
 
     def _acts(self, site: Dropout) -> bool:
         entry = site.entry
+        if site.mask is not None:
+            return True
         return entry is not None and (self.module.training or entry.kind == Zoneout.name)
 
 

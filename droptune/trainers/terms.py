@@ -5,6 +5,7 @@ is a tensor with one number a member, or without an axis where there is one memb
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -32,6 +33,16 @@ class Need(NamedTuple):
 
     name: str
     place: Place | None = None
+
+    @property
+    def distance(self) -> str:
+        """The term by whose distance outputs are compared.
+
+        Where weights are masked it is fraternal's, the squared difference of outputs, as in the
+        code of adversarial dropout for recurrent networks.
+        """
+        weights = self.place is not None and not self.place.by_sample
+        return "fraternal" if weights else self.name
 
 
 class Knobs(NamedTuple):
@@ -123,8 +134,9 @@ def descended(
         weight, share = knobs.weight.to(losses.dtype), knobs.share.to(losses.dtype)
         if need.place is not None:
             anchor = first.detach()
-            worst = _worst(need.place, knobs.flips, again, batch, anchor, distance)
-            total = total + weight * distance(need.name, anchor, worst)
+            far = partial(distance, need.distance, anchor)
+            worst = _worst(need.place, knobs.flips, again, batch, anchor, far)
+            total = total + weight * far(worst)
             continue
         if other is None:
             other = again(AGAIN)
@@ -141,17 +153,20 @@ def _worst(
     again: Again,
     batch: tuple[int, ...],
     anchor: Tensor,
-    distance: Callable[[str, Tensor, Tensor], Tensor],
+    far: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Return the output of the pass with the mask that an adversarial term finds."""
+    """Return the output of the pass with the mask that an adversarial term finds.
+
+    The share of flips is one of a sample's units; of weights, of those that feed one gate.
+    """
     site = place.site
-    shape = (*batch, *place.shape)
+    lead = batch if place.by_sample else batch[:-1]
+    shape = (*lead, *place.shape)
     mask = torch.ones(shape, dtype=anchor.dtype, device=anchor.device).requires_grad_()
     probe = again((f"probe {site}", "adversarial"), site, mask)
-    far = distance("adversarial", anchor, probe).sum()
-    (jacobian,) = torch.autograd.grad(far, mask, materialize_grads=True)
-    rows = (*batch, -1)
-    delta = flips.view(*flips.shape, *(1,) * (len(batch) - flips.dim()))
+    (jacobian,) = torch.autograd.grad(far(probe).sum(), mask, materialize_grads=True)
+    rows = (*lead, -1) if place.by_sample else shape
+    delta = flips.view(*flips.shape, *(1,) * (len(rows) - 1 - flips.dim()))
     ones = torch.ones_like(jacobian).reshape(rows)
     found = adversarial_mask(jacobian.reshape(rows), ones, delta).reshape(shape)
     return again((f"masked {site}", "adversarial"), site, found)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from droptune.consistency import Term
-from droptune.errors import ModelError
+from droptune.errors import ModelError, PlanError
 from droptune.plan import Plan
 from droptune.trainers import FusedTrainer, SerialTrainer, choose
 from tests.calling import ZOO, places
@@ -116,6 +116,40 @@ def test_masks_of_channels_and_of_sequences(make_task, make_data, weights, model
     terms = [Term("adversarial", 2.0, 0.0, 0.4, site) for site in (sites[0], None)]
     members = plans([None, *terms[: len(sites)], Term("r_drop")], sites)
     assert_twins(task, members, weights)
+
+
+class Steps(nn.Module):
+    """A recurrent layer over the rows of a map."""
+
+    def __init__(self, layer, layers=1):
+        super().__init__()
+        self.rnn = layer(8, 6, layers, batch_first=True)
+        self.drop, self.fc = nn.Dropout(0.2), nn.Linear(6, 3)
+        self.double()
+
+    def forward(self, x):
+        return self.fc(self.drop(self.rnn(x.squeeze(1))[0][:, -1]))
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
+def test_masks_of_recurrent_weights(make_task, make_data, weights, layer):
+    data = make_data(40, (1, 8, 8), dtype=torch.float64)
+    kinds = {"rnn@weights": ("weight_drop",), "drop": ("standard",)}
+    task = make_task(data, model=lambda: Steps(layer), kinds=kinds)
+    term = Term("adversarial", 2.0, 0.0, 0.4, "rnn@weights")
+    both = {"rnn@weights": ("weight_drop", 0.3), "drop": ("standard", 0.3)}
+    members = [Plan({"drop": ("standard", 0.3)}, term), Plan(both, term), Plan(both)]
+    assert_twins(task, members, weights)
+
+
+def test_weights_of_several_layers_cannot_share_a_mask(make_task, make_data):
+    data = make_data(40, (1, 8, 8), dtype=torch.float64)
+    kinds = {"rnn@weights": ("weight_drop",), "drop": ("standard",)}
+    trainer = FusedTrainer(make_task(data, model=lambda: Steps(nn.GRU, 2), kinds=kinds), 1)
+    trainer.begin(0)
+    plan = Plan({"drop": ("standard", 0.3)}, Term("adversarial", site="rnn@weights"))
+    with pytest.raises(PlanError, match="site 'rnn@weights' can take a mask.*allowed: 'drop'"):
+        trainer.start(0, plan)
 
 
 def test_who_has_no_term_trains_bit_for_bit_as_among_members_without(task, weights):

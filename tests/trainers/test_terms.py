@@ -257,6 +257,31 @@ def test_an_adversarial_step_takes_its_gradient_through_the_masked_pass_alone():
     torch.testing.assert_close(gradient, expected)
 
 
+def distance_by_cross_entropy(name, one, other):
+    return distance_of(name, "cross_entropy")(one, other)
+
+
+def test_samples_share_a_mask_of_weights_whose_rows_are_searched_and_outputs_are_compared_squared():
+    weight, h = normal(7, 10), normal(6, 10)
+    first = h @ weight.T + 0.1 * normal(6, 7, seed=3)
+    masks = []
+
+    def again(part, site, mask):
+        masks.append(mask)
+        return h @ (weight * mask).T
+
+    need = Need("adversarial", Place("rnn@weights", (7, 10), by_sample=False))
+    numbers = {need: knobs(Term("adversarial", 2.0, 0.0, 0.3))}
+    apart = distance_by_cross_entropy
+    total = descended(first.sum() * 0, first, numbers, again, None, apart, (6,))
+    ones = torch.ones(7, 10, dtype=torch.float64, requires_grad=True)
+    (jacobian,) = torch.autograd.grad(F.mse_loss(h @ (weight * ones).T, first), ones)
+    found = adversarial_mask(jacobian, ones, 0.3)
+    assert torch.equal(masks[0], ones) and torch.equal(masks[1], found)
+    assert found.shape == (7, 10) and (found == 0).sum(1).max() == 3
+    torch.testing.assert_close(total, 2 * F.mse_loss(h @ (weight * found).T, first))
+
+
 # In a model
 
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from droptune import recomputation
 from droptune.errors import ModelError
 from droptune.kinds.controlled import Controlled, count_kept, drop_units
 
@@ -245,6 +246,7 @@ class Narrow:
             and torch.is_grad_enabled()
             and in_the_open()
             and pays(input.numel() // input.shape[-1], self.module, kind.number)
+            and recomputation.part() is None  # what is run again must do the same as before
         )
 
     def let_go(self) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from droptune import apply, columns, remove
 from droptune.columns import Columns, Draw, pays
@@ -297,6 +298,25 @@ def test_a_narrow_model_can_be_compiled():
     expected = model(example)
     seed_noise(model, 4)
     torch.testing.assert_close(torch.compile(model, backend="eager")(example), expected)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_in_a_part_that_is_run_again_the_mask_is_used(reentrant):
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.on = mlp(nn.ReLU()), False
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.net, x, use_reentrant=reentrant) if self.on else self.net(x)
+
+    torch.manual_seed(0)
+    model = apply(Part().double(), plan("net.1"), seed=3).train()
+    model(X)
+    assert narrow(model) == ["net.0"]
+    twin = with_masks(copy.deepcopy(model))
+    model.on = True
+    same(results(model, X), results(twin, X))
 
 
 def test_small_layers_and_batches_and_low_rates_do_not_pay():

@@ -16,6 +16,7 @@ from droptune import apply, columns, remove
 from droptune.columns import Columns, Draw, pays
 from droptune.errors import ModelError
 from droptune.install import installed, seed_noise
+from droptune.kinds.noise import FIRST
 from tests.kinds.making import make
 from tests.narrowing import FITS, X, hand, made, mlp, narrow, plan, with_masks
 
@@ -217,12 +218,15 @@ def test_a_function_that_torch_cannot_override_is_refused_never_misled():
     assert (model.a.weight.grad is None) or (model.a.weight.grad == 0).all()
 
 
-def test_units_drawn_ahead_are_not_used_where_the_site_would_draw_others():
+@pytest.mark.parametrize("part", [FIRST, ("again", "again")])
+def test_units_drawn_ahead_are_not_used_where_the_site_would_draw_others(part):
     model, _ = made("an activation")
     kind = installed(model)["1"].kinds["controlled"]
+    kind.stream.part = part
     output = undropped(model)
     kind(torch.ones(2, 8, dtype=torch.float64))  # somebody else comes first
     twin = copy.deepcopy(kind)
+    twin.stream.part = part
     expected = twin(F.linear(X, model[0].weight, model[0].bias))
     torch.testing.assert_close(kind(output).clone(), expected)
 

@@ -45,7 +45,7 @@ class SiteDropout(nn.Module):
     @property
     def kinds(self) -> dict[str, Kind]:
         """The kinds by name, in the order they act."""
-        return dict(self.named_children())  # type: ignore[arg-type]
+        return dict(self._modules)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training or self.mask is not None:

@@ -7,7 +7,8 @@ output, and the gradient would be wrong. So a site notes where its streams stood
 that may be run again, and goes back there. A call is known again by the part that it lies in,
 for parts are run again from the last to the first, and a site may be called by several, with
 the same tensor. In what another part runs again there are parts that nobody has seen before,
-and checkpointing that is not torch's own has none: there the tensor alone must do.
+and checkpointing that is not torch's own has none: there the tensor alone must do, and where
+it does not tell, the backward is refused.
 """
 
 import inspect
@@ -58,7 +59,8 @@ class Memory:
         """Return `act(x)`, where `act` draws from the streams.
 
         Raises:
-            ModelError: it is run again, too many calls later.
+            ModelError: it is run again, and what it drew is not known: too many calls came
+                since, or there are two that may be meant.
         """
         if torch.compiler.is_compiling():
             return act(x)
@@ -97,7 +99,13 @@ class Memory:
                 "gradient checkpointing runs a forward again whose masks are no longer known "
                 f"(a site keeps its last {_CALLS} calls); call backward earlier, or checkpoint less"
             )
-        return min(close, key=lambda known: known[:3])[3]
+        best, *others = sorted(close, key=lambda known: known[:3])
+        if best[0] and others and others[0][:3] == best[:3]:
+            raise ModelError(
+                "gradient checkpointing runs a forward again in which two calls of a site were "
+                "given the same, and whose masks are whose is not known; do not nest it there"
+            )
+        return best[3]
 
     def __reduce__(self) -> tuple:
         return Memory, ()  # a copy of a model has no forward that could be run again

@@ -185,6 +185,26 @@ def test_places_inside_layers_draw_again_what_they_drew(place, reentrant):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+class Nested(nn.Module):
+    """Checkpoints in a part of its own what others checkpoint in theirs."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.fc = Outer(inner, True), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.inner(x)).tanh()
+
+
+def test_where_two_calls_may_be_meant_the_backward_is_refused():
+    model = Outer(Nested(nn.Sequential(nn.Dropout(0.1), nn.Linear(6, 6))), True)
+    apply(model, Plan({"inner.inner.inner.0": ("standard", 0.5)}), seed=1)
+    (model(X) + model(X + 1)).square().sum().backward()  # told apart by what they were given
+    output = model(X) + model(X)
+    with pytest.raises(ModelError, match="two calls of a site were given the same.*do not nest"):
+        output.square().sum().backward()
+
+
 def test_a_copy_that_was_taken_between_forward_and_backward_draws_its_own():
     model = apply(build(Layers, False), Plan({"shared": ("standard", 0.5)}), seed=1)
     output = model(X)

@@ -41,6 +41,7 @@ class SiteDropout(nn.Module):
         self.mask: Tensor | None = None
         for name in kinds:
             self.add_module(name, KINDS[name](site))
+        self._on = tuple(self.kinds)  # all, while the rates are known to the buffers alone
 
     @property
     def kinds(self) -> dict[str, Kind]:
@@ -60,15 +61,14 @@ class SiteDropout(nn.Module):
         """Return what one of the kinds makes of `x`: where each is given another tensor."""
         return self._memory.run(kind, x, [kind.stream]) if self.training else kind(x)
 
-    def acting(self) -> Iterable[Kind]:
-        """Return the kinds that act: all, where the rates are known to the buffers alone."""
-        kinds = self.kinds
-        return kinds.values() if self.entry is None else [kinds[self.entry.kind]]
+    def acting(self) -> list[Kind]:
+        """Return the kinds that act: until `set` says which, all of them."""
+        return [self._modules[name] for name in self._on]  # type: ignore[misc]
 
     def _act(self, act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if self.mask is not None:
             return self._masked(x, self.mask)
-        return self._memory.run(act, x, [kind.stream for kind in self.kinds.values()])
+        return self._memory.run(act, x, [kind.stream for kind in self.acting()])
 
     def _call(self, x: Tensor) -> Tensor:
         for kind in self.acting():
@@ -96,6 +96,7 @@ class SiteDropout(nn.Module):
     def set(self, entry: Entry | None, progress: float = 0.0) -> None:
         """Set what the entry says of its kind at a point of training, and 0 for the others."""
         self.entry = entry
+        self._on = () if entry is None else (entry.kind,)
         for name, kind in self.kinds.items():
             values = buffer_values(name, entry, progress)
             kind.set_rate(values.pop("rate"))

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from droptune import recomputation
 from droptune.errors import ModelError
 from droptune.kinds.controlled import Controlled, count_kept, drop_units
 
@@ -71,33 +72,30 @@ class Draw:
         kind: the kind at the site.
         kept: which units, ascending.
         scale: what they are multiplied by, a scalar.
-        before: the state of the kind's stream; what is drawn holds if the site finds it so.
-        after: the state to leave it in.
+        before: where the kind's stream stood; what is drawn holds if the site finds it there.
+        after: where to leave it.
     """
 
     kind: Controlled
     kept: Tensor
     scale: Tensor
-    before: dict
-    after: dict
+    before: Tensor
+    after: Tensor
 
     @classmethod
     def ahead(cls, kind: Controlled, units: int, device: torch.device) -> "Draw":
         """Draw, and put the stream back."""
         count = count_kept(torch.tensor(kind.number), units)  # the arithmetic of the mask
-        kind.stream.uniform((0,), device)  # no number, but from here on there is a generator
-        before = kind.stream.__getstate__()
+        before = kind.stream.position(device)
         kept = kind.order(units, device)[: int(count)].sort().values
-        after = kind.stream.__getstate__()
-        kind.stream.rewind(before)
+        after = kind.stream.position(device)
+        kind.stream.go(device, before)
         return cls(kind, kept, units / count, before, after)
 
     def holds(self, kind: Controlled) -> bool:
         """Tell whether this is what a kind would draw now."""
-        if kind is not self.kind:
-            return False
-        now, then = kind.stream.__getstate__()["states"], self.before["states"]
-        return now.keys() == then.keys() and all(torch.equal(now[key], then[key]) for key in now)
+        now = self.kind.stream.position(self.kept.device)
+        return kind is self.kind and torch.equal(now, self.before)
 
 
 class Columns(Tensor):
@@ -171,7 +169,7 @@ class Columns(Tensor):
 
     def _drop(self) -> "Columns":
         draw, there = self._draw, self._there
-        draw.kind.stream.rewind(draw.after)
+        draw.kind.stream.go(draw.kept.device, draw.after)
         there = there * draw.scale.to(there.dtype)
         shape = (*there.shape[:-1], self._units)
 
@@ -245,6 +243,7 @@ class Narrow:
             and torch.is_grad_enabled()
             and in_the_open()
             and pays(input.numel() // input.shape[-1], self.module, kind.number)
+            and recomputation.part() is None  # what is run again must do the same as before
         )
 
     def let_go(self) -> None:

@@ -266,7 +266,7 @@ class _Replacing(Calls):
     def __init__(self) -> None:
         super().__init__()
         #: Module, its calls so far, and the checkpointed part that it runs in.
-        self.running: list[tuple[Watched, Counter[str], tuple[Any, bool]]] = []
+        self.running: list[tuple[Watched, Counter[str], Any]] = []
         self.ran: set[Watched] = set()
 
     def ours(self) -> bool:
@@ -279,21 +279,12 @@ class _Replacing(Calls):
         if not watched.looked:
             watched.made.add(name)
         drop = watched.sites.get(name)
-        if (drop or rate) and _starts_within(part):
+        if (drop or rate) and recomputation.part() not in (None, part):  # it started since
             raise ModelError(
                 f"the call @{name} of a {type(watched.module).__name__} lies in a function that "
                 "torch.utils.checkpoint runs again, unseen by droptune; checkpoint a module instead"
             )
         return drop
-
-
-def _starts_within(part: tuple[Any, bool]) -> bool:
-    """Tell whether a checkpointed part has started since, within a module's own forward."""
-    before, had_grad = part
-    now = recomputation.part()
-    if now is not before:
-        return now is not None
-    return had_grad and not torch.is_grad_enabled() and recomputation.in_reentrant_part()
 
 
 class Watched:
@@ -343,8 +334,7 @@ class Watched:
         return result
 
     def _run(self, mode: _Replacing, args: tuple, kwargs: dict) -> Any:
-        part = (recomputation.part(), torch.is_grad_enabled())
-        mode.running.append((self, Counter(), part))
+        mode.running.append((self, Counter(), recomputation.part()))
         try:
             result = self.__wrapped__(*args, **kwargs)
             if self.sites is None and any(result is given for given in (*args, *kwargs.values())):

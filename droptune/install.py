@@ -41,40 +41,44 @@ class SiteDropout(nn.Module):
         self.mask: Tensor | None = None
         for name in kinds:
             self.add_module(name, KINDS[name](site))
+        self._on = tuple(self.kinds)  # all, while the rates are known to the buffers alone
 
     @property
     def kinds(self) -> dict[str, Kind]:
         """The kinds by name, in the order they act."""
-        return dict(self.named_children())  # type: ignore[arg-type]
+        return dict(self._modules)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.mask is not None:
-            return self._masked(x, self.mask)
-        return self._remembered(self._call, x) if self.training else self._call(x)
+        if self.training or self.mask is not None:
+            return self._act(self._call, x)
+        return self._call(x)
 
     def drop(self, x: Tensor) -> Tensor:
         """Act as in training, whatever the mode: for a call of a module that trains."""
+        return self._act(self._drop, x)
+
+    def run(self, kind: Kind, x: Tensor) -> Tensor:
+        """Return what one of the kinds makes of `x`: where each is given another tensor."""
+        return self._memory.run(kind, x, [kind.stream]) if self.training else kind(x)
+
+    def acting(self) -> list[Kind]:
+        """Return the kinds that act: until `set` says which, all of them."""
+        return [self._modules[name] for name in self._on]  # type: ignore[misc]
+
+    def _act(self, act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if self.mask is not None:
             return self._masked(x, self.mask)
-        return self._remembered(self._drop, x)
-
-    def _remembered(self, act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return self._memory.run(act, x, [kind.stream for kind in self.kinds.values()])
+        return self._memory.run(act, x, [kind.stream for kind in self.acting()])
 
     def _call(self, x: Tensor) -> Tensor:
-        for kind in self._acting():
+        for kind in self.acting():
             x = kind(x)
         return x
 
     def _drop(self, x: Tensor) -> Tensor:
-        for kind in self._acting():
+        for kind in self.acting():
             x = kind.drop(x)
         return x
-
-    def _acting(self) -> Iterable[Kind]:
-        """Return the kinds that act: all, where the rates are known to the buffers alone."""
-        kinds = self.kinds
-        return kinds.values() if self.entry is None else [kinds[self.entry.kind]]
 
     def _masked(self, x: Tensor, mask: Tensor) -> Tensor:
         if x.dim() != mask.dim() or len(x) != len(mask):
@@ -92,6 +96,7 @@ class SiteDropout(nn.Module):
     def set(self, entry: Entry | None, progress: float = 0.0) -> None:
         """Set what the entry says of its kind at a point of training, and 0 for the others."""
         self.entry = entry
+        self._on = () if entry is None else (entry.kind,)
         for name, kind in self.kinds.items():
             values = buffer_values(name, entry, progress)
             kind.set_rate(values.pop("rate"))
@@ -237,8 +242,7 @@ def install(model: nn.Module, kinds: Mapping[str, Iterable[str]]) -> None:
         switch_off(module)
     replaced: dict[str, dict[str, functional.Drop]] = {}
     within: dict[str, dict[str, SiteDropout]] = {}
-    # At one module its own output comes before the branch that it ends.
-    for name, allowed in sorted(kinds.items(), key=lambda item: item[0].endswith(_BRANCH)):
+    for name, allowed in sorted(kinds.items(), key=_turn):
         path, call = _place(name)
         module = modules[path]
         dropout = SiteDropout(name, allowed).train(module.training)
@@ -306,6 +310,11 @@ def another_pass(
             places[site].mask = None
 
 
+def _turn(item: tuple[str, Any]) -> int:
+    """Return when a site acts: at one module rows, then its output, then the branch it ends."""
+    return item[0].endswith(_BRANCH) - item[0].endswith("@rows")
+
+
 def _place(name: str) -> tuple[str, str]:
     """Return the path of a site's module, and which call in it or place inside it, or ""."""
     plain = name.removesuffix("@input").removesuffix(_BRANCH)
@@ -319,7 +328,7 @@ def _check(name: str, kinds: Iterable[str], modules: Mapping[str, nn.Module]) ->
         PlanError: it has no such site, or a kind is of another sort of place.
     """
     path, call = _place(name)
-    known = path in modules and name != ""
+    known = path in modules and name != "" and any(map(_can_host, modules[path].modules()))
     places = inside.places(modules[path]) if known else {}
     if known and inside.split(name):
         known = call in places
@@ -327,7 +336,7 @@ def _check(name: str, kinds: Iterable[str], modules: Mapping[str, nn.Module]) ->
         known = functional.can_call(modules[path])
     if not known:
         there = [f"{p}@{place}" for p, m in modules.items() for place in inside.places(m)]
-        names = [path for path in modules if path] + ["@input"] + there
+        names = [path for path in modules if path not in ("", name)] + ["@input"] + there
         raise PlanError(f"the model has no site {name!r}{nearest(name, names)}")
     layout = places[call].layout if call in places else None
     for kind in kinds:
@@ -388,6 +397,8 @@ def _drop_rows(
     dropout: SiteDropout, module: nn.Embedding, args: tuple, kwargs: dict, output: Tensor
 ) -> Tensor:
     """Drop rows of an embedding where they were read: the rest of it need not be touched."""
+    if not dropout.training:
+        return output
     tokens = args[0] if args else next(iter(kwargs.values()))
     return output * F.embedding(tokens, dropout(output.new_ones(module.num_embeddings, 1)))
 

@@ -4,11 +4,16 @@
 in the backward (Chen et al., https://arxiv.org/abs/1604.06174). For that it puts torch's own
 generators back, but knows of no others; drawn anew, the masks would not be those of the
 output, and the gradient would be wrong. So a site notes where its streams stood at each call
-that may be run again, and goes back there. A call is known again by the tensor it was given,
-for parts are run again from the last to the first, and a site may be called by several.
+that may be run again, and goes back there. A call is known again by the part that it lies in,
+for parts are run again from the last to the first, and a site may be called by several, with
+the same tensor. In what another part runs again there are parts that nobody has seen before,
+and checkpointing that is not torch's own has none: there the tensor alone must do, and where
+it does not tell, the backward is refused.
 """
 
-import traceback
+import inspect
+import sys
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,11 +32,20 @@ _CLOSE = 1e-3  # relative; sums of a tensor that a GPU computes twice need not b
 
 @dataclass
 class _Call:
-    """One call of a site: what it was given, where its streams stood, how often it was rerun."""
+    """One call of a site.
+
+    Attributes:
+        shape: of the tensor that it was given.
+        sums: of that tensor.
+        states: where the streams stood.
+        part: returns the checkpointed part that it lies in; None once that is gone.
+        again: how often it was rerun.
+    """
 
     shape: torch.Size
     sums: Tensor
     states: list[dict]
+    part: Callable[[], Any]
     again: int = 0
 
 
@@ -45,15 +59,18 @@ class Memory:
         """Return `act(x)`, where `act` draws from the streams.
 
         Raises:
-            ModelError: it is run again, too many calls later.
+            ModelError: it is run again, and what it drew is not known: too many calls came
+                since, or there are two that may be meant.
         """
         if torch.compiler.is_compiling():
             return act(x)
-        if torch._C._current_graph_task_id() != -1 and self._calls:  # within a backward
+        if _in_backward() and self._calls:
             return self._again(act, x, streams)
-        if part() is not None or not torch.is_grad_enabled():
+        now = part()
+        if now is not None or not torch.is_grad_enabled():
             states = [stream.state(x.device) for stream in streams]
-            self._calls.append(_Call(x.shape, _sums(x), states))
+            known = (lambda: None) if now is None else weakref.ref(now)
+            self._calls.append(_Call(x.shape, _sums(x), states, known))
         return act(x)
 
     def _again(
@@ -70,16 +87,25 @@ class Memory:
 
     def _known(self, x: Tensor) -> _Call:
         """Return the call that was given `x`; of several, the first that was rerun least."""
-        sums = _sums(x)
-        alike = [call for call in self._calls if call.shape == x.shape]
-        far = [float(((call.sums - sums).abs() / (call.sums.abs() + 1)).max()) for call in alike]
-        best = min(range(len(alike)), key=lambda i: (far[i], alike[i].again), default=None)
-        if best is None or not far[best] < _CLOSE:
+        sums, now, close = _sums(x), part(), []
+        for call in self._calls:
+            if call.shape == x.shape:
+                far = float(((call.sums - sums).abs() / (call.sums.abs() + 1)).max())
+                if far < _CLOSE:
+                    elsewhere = now is None or call.part() is not now
+                    close.append((elsewhere, far, call.again, call))
+        if not close:
             raise ModelError(
                 "gradient checkpointing runs a forward again whose masks are no longer known "
                 f"(a site keeps its last {_CALLS} calls); call backward earlier, or checkpoint less"
             )
-        return alike[best]
+        best, *others = sorted(close, key=lambda known: known[:3])
+        if best[0] and others and others[0][:3] == best[:3]:
+            raise ModelError(
+                "gradient checkpointing runs a forward again in which two calls of a site were "
+                "given the same, and whose masks are whose is not known; do not nest it there"
+            )
+        return best[3]
 
     def __reduce__(self) -> tuple:
         return Memory, ()  # a copy of a model has no forward that could be run again
@@ -96,16 +122,31 @@ def _rewind(streams: Sequence[Stream], states: Sequence[dict]) -> None:
         stream.rewind(state)
 
 
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
+
+
 def part() -> Any:
     """Return what stands for the checkpointed part that now runs, or None.
 
-    None also where checkpointing is reentrant: then gradients are off.
+    It is the same object when the part is run again.
     """
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return hooks[0] if hooks and hooks[0].__module__ == checkpoint.__name__ else None
+    if hooks and hooks[0].__module__ == checkpoint.__name__:
+        pack = inspect.unwrap(hooks[0])
+        names = dict(zip(pack.__code__.co_freevars, pack.__closure__, strict=True))
+        if "frame" in names:
+            return names["frame"].cell_contents
+        return names["target_frame_ref"].cell_contents()  # it is run again
+    if torch.is_grad_enabled() and not _in_backward():
+        return None
+    return _reentrant_part()
 
 
-def in_reentrant_part() -> bool:
-    """Tell whether a part with `use_reentrant=True` runs for the first time."""
-    code = checkpoint.CheckpointFunction.forward.__code__
-    return any(frame.f_code is code for frame, _ in traceback.walk_stack(None))
+def _reentrant_part() -> Any:
+    """Return what stands for the part with `use_reentrant=True` that now runs, or None."""
+    function, frame = checkpoint.CheckpointFunction, sys._getframe()
+    codes = (function.forward.__code__, function.backward.__code__)
+    while frame is not None and frame.f_code not in codes:
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals["ctx"]

@@ -8,7 +8,7 @@ only where they are needed: dropout acts from one to the next, or the layer is m
 Below sites, which lists the places inside these layers, and install, which puts dropout there.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -27,13 +27,14 @@ Step = Callable[[Tensor, Tensor, State], State]
 
 
 class Dropout(Protocol):
-    """What acts at a place inside a layer: kinds, one after the other."""
+    """What acts at a place inside a layer: kinds, one after the other, or a mask for them."""
 
     entry: Any
     mask: Tensor | None
 
-    @property
-    def kinds(self) -> Mapping[str, Kind]: ...
+    def acting(self) -> Iterable[Kind]: ...
+
+    def run(self, kind: Kind, x: Tensor) -> Tensor: ...
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
@@ -41,6 +42,7 @@ class Dropout(Protocol):
 def is_recurrent(module: nn.Module) -> bool:
     """Tell whether a module's forward is that of `nn.LSTM`, `nn.GRU` or `nn.RNN`."""
     forward = vars(module).get("forward")
+    forward = getattr(forward, "before", forward)  # behind one that is ours, too
     if forward is not None and not isinstance(forward, Stepped):
         return False  # somebody put another one over it
     return type(module).forward in (nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward)
@@ -126,12 +128,13 @@ def _noise(sites: Mapping[str, Dropout], state: State, steps: int) -> _Noise:
     noise = _Noise()
     for name, part in zip(("state", "cell"), state, strict=False):
         noise.zones.append([])
-        for kind in sites[name].kinds.values() if name in sites else ():
+        for kind in sites[name].acting() if name in sites else ():
             if isinstance(kind, Zoneout):
                 ones = part.new_ones(part.shape[0], steps, part.shape[1])
-                noise.zones[-1].append(kind(ones).unbind(1))
+                noise.zones[-1].append(sites[name].run(kind, ones).unbind(1))
             elif kind.training:  # one mask for all steps
-                noise.reads.append(kind(part.new_ones(part.shape[0], 1, part.shape[1])).squeeze(1))
+                ones = part.new_ones(part.shape[0], 1, part.shape[1])
+                noise.reads.append(sites[name].run(kind, ones).squeeze(1))
     return noise
 
 
@@ -156,7 +159,9 @@ def _by_steps(
             new = (F.linear(new[0], projection), *new[1:])
         for i, zones in enumerate(noise.zones):
             for zone in zones:  # at a share of 1 exactly the new state
-                new = (*new[:i], torch.lerp(state[i], new[i], zone[t]), *new[i + 1 :])
+                now = new[i]  # of another type than at the start, under autocast
+                now = torch.lerp(state[i].to(now.dtype), now, zone[t].to(now.dtype))
+                new = (*new[:i], now, *new[i + 1 :])
         if run.valid is not None:
             valid = run.valid[t]
             new = tuple(torch.where(valid, n, o) for n, o in zip(new, state, strict=True))
@@ -326,10 +331,9 @@ class Stepped:
         return type(self.module).forward(self.module, input, hx)
 
     def _acts(self, site: Dropout) -> bool:
-        entry = site.entry
-        if site.mask is not None:
-            return True
-        return entry is not None and (self.module.training or entry.kind == Zoneout.name)
+        if site.entry is None:
+            return site.mask is not None
+        return self.module.training or site.entry.kind == Zoneout.name
 
 
 def watch(module: nn.RNNBase, sites: Mapping[str, Dropout]) -> None:

@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from droptune import apply, columns, remove
 from droptune.columns import Columns, Draw, pays
 from droptune.errors import ModelError
 from droptune.install import installed, seed_noise
+from droptune.kinds.noise import FIRST
 from tests.kinds.making import make
 from tests.narrowing import FITS, X, hand, made, mlp, narrow, plan, with_masks
 
@@ -216,12 +218,15 @@ def test_a_function_that_torch_cannot_override_is_refused_never_misled():
     assert (model.a.weight.grad is None) or (model.a.weight.grad == 0).all()
 
 
-def test_units_drawn_ahead_are_not_used_where_the_site_would_draw_others():
+@pytest.mark.parametrize("part", [FIRST, ("again", "again")])
+def test_units_drawn_ahead_are_not_used_where_the_site_would_draw_others(part):
     model, _ = made("an activation")
     kind = installed(model)["1"].kinds["controlled"]
+    kind.stream.part = part
     output = undropped(model)
     kind(torch.ones(2, 8, dtype=torch.float64))  # somebody else comes first
     twin = copy.deepcopy(kind)
+    twin.stream.part = part
     expected = twin(F.linear(X, model[0].weight, model[0].bias))
     torch.testing.assert_close(kind(output).clone(), expected)
 
@@ -297,6 +302,25 @@ def test_a_narrow_model_can_be_compiled():
     expected = model(example)
     seed_noise(model, 4)
     torch.testing.assert_close(torch.compile(model, backend="eager")(example), expected)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_in_a_part_that_is_run_again_the_mask_is_used(reentrant):
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.on = mlp(nn.ReLU()), False
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.net, x, use_reentrant=reentrant) if self.on else self.net(x)
+
+    torch.manual_seed(0)
+    model = apply(Part().double(), plan("net.1"), seed=3).train()
+    model(X)
+    assert narrow(model) == ["net.0"]
+    twin = with_masks(copy.deepcopy(model))
+    model.on = True
+    same(results(model, X), results(twin, X))
 
 
 def test_small_layers_and_batches_and_low_rates_do_not_pay():

@@ -80,6 +80,17 @@ def test_rows_of_an_embedding_of_positions_are_no_word_types():
     assert [name for name in found(Positions(), TOKENS) if "@rows" in name] == ["token@rows"]
 
 
+def test_an_embedding_that_looks_up_what_it_is_not_given_has_no_rows():
+    class Learned(nn.Embedding):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return super().forward(torch.arange(tokens.shape[1])).expand(*tokens.shape, -1)
+
+    model = nn.Sequential(Learned(9, 5), nn.Linear(5, 2))
+    assert "0@rows" not in found(model, TOKENS)
+    with pytest.raises(PlanError, match="no site '0@rows'"):
+        apply(model, Plan({"0@rows": ("embedding", 0.2)}))
+
+
 def test_layers_one_after_the_other_have_sites_at_the_input_of_each():
     class Deep(nn.Module):
         def __init__(self) -> None:
@@ -159,6 +170,15 @@ def test_a_word_type_is_dropped_wherever_it_occurs_or_scaled():
     assert 5 < gone.sum() < 35
     torch.testing.assert_close(share[~gone], torch.full_like(share[~gone], 1 / 0.6))
     assert not torch.equal(model.train()(input=tokens)[0] == 0, first == 0)
+
+
+def test_rows_are_dropped_before_the_output_whatever_is_named_first():
+    entries = {"0": ("alpha", 0.3), "0@rows": ("embedding", 0.3)}
+    plans = Plan(entries), Plan(dict(reversed(entries.items())))
+    assert plans[0] == plans[1]
+    weight = torch.randn(11, 5)
+    models = [apply(nn.Sequential(nn.Embedding(11, 5, _weight=weight)), p, seed=1) for p in plans]
+    assert torch.equal(models[0](TOKENS), models[1](TOKENS))
 
 
 def test_the_gradient_of_a_row_that_is_dropped_is_zero():

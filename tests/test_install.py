@@ -379,3 +379,19 @@ def test_a_site_that_holds_no_floats_is_refused_when_it_is_called():
     apply(lstm, Plan({"0": ("standard", 0.5)}))
     with pytest.raises(ModelError, match="^site '0' holds a tuple, .*leave this site out"):
         lstm(torch.zeros(2, 3, 6))
+
+
+def test_a_container_without_a_module_in_it_is_no_site():
+    with pytest.raises(PlanError, match="no site 'shortcut'"):
+        apply(Residual(), Plan({"shortcut": ("standard", 0.1)}))
+
+
+def test_a_site_that_is_told_to_be_off_draws_nothing():
+    model = dropping()
+    install(model, {"7": ("standard", "gaussian")})
+    site = installed(model)["7"]
+    for entry, drawn in ((None, []), (Entry("gaussian", 0.3), ["gaussian"])):
+        site.set(entry)
+        site(torch.ones(2, 3))
+        states = {name: kind.stream.__getstate__()["states"] for name, kind in site.kinds.items()}
+        assert [name for name, state in states.items() if state] == drawn

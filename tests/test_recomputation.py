@@ -12,6 +12,7 @@ from droptune import Plan, apply, find_sites
 from droptune.errors import ModelError
 from droptune.kinds import KINDS
 from tests.calling import Causal, Hand, X, build
+from tests.recurring import TOKENS
 
 
 class Layer(nn.Module):
@@ -116,6 +117,92 @@ def test_two_forwards_may_come_before_their_backwards():
         return [p.grad for p in model.parameters()]
 
     assert same(grads(build(Layers, False)), grads(build(Layers)))
+
+
+def test_two_passes_over_one_batch_may_come_before_one_backward():
+    def grads(on: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = Outer(nn.Sequential(nn.Dropout(0.1), nn.Linear(6, 3)), on)
+        apply(model, Plan({"inner.0": ("standard", 0.5)}), seed=1)
+        (model(X).square().sum() + 2 * model(X).abs().sum()).backward()
+        return [p.grad for p in model.parameters()]
+
+    assert same(grads(True), grads(False))
+
+
+class Sentence(nn.Module):
+    """Runs two layers twice, each time in parts of their own; what sites in them hold is alike."""
+
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.emb, self.rnn = nn.Embedding(11, 6), nn.GRU(6, 6, 2, batch_first=True)
+        self.reentrant = reentrant
+
+    def part(self, module: nn.Module, *args: Tensor):
+        if self.reentrant is None:
+            return module(*args)
+        return checkpoint(module, *args, use_reentrant=self.reentrant)
+
+    def forward(self, needs_grad: Tensor) -> Tensor:
+        words = self.part(_Shifted(self.emb), TOKENS, needs_grad)
+        words = words * self.part(_Shifted(self.emb), TOKENS.flip(1), needs_grad)
+        return self.part(self.rnn, self.part(self.rnn, words)[0])[0]
+
+
+class _Shifted(nn.Module):
+    def __init__(self, emb: nn.Embedding) -> None:
+        super().__init__()
+        self.emb = emb
+
+    def forward(self, tokens: Tensor, shift: Tensor) -> Tensor:
+        return self.emb(tokens) + shift
+
+
+INSIDE = {
+    "emb@rows": ("embedding", 0.4),
+    "rnn@weights": ("weight_drop", 0.4),
+    "rnn@state": ("locked", 0.4),
+    "rnn@state of zoneout": ("zoneout", 0.4),
+    "rnn@between": ("standard", 0.4),
+}
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("place", INSIDE)
+def test_places_inside_layers_draw_again_what_they_drew(place, reentrant):
+    def found(reentrant: bool | None) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = apply(Sentence(reentrant), Plan({place.split()[0]: INSIDE[place]}), seed=1)
+        with torch.no_grad():
+            model(torch.zeros(()).requires_grad_())  # nothing of this is run again
+        output = model(torch.zeros(()).requires_grad_())
+        output.square().sum().backward()
+        return [output.detach(), *(p.grad for p in model.parameters())]
+
+    # Reentrant parts add up gradients in another order.
+    for one, other in zip(found(reentrant), found(None), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+class Nested(nn.Module):
+    """Checkpoints in a part of its own what others checkpoint in theirs."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.fc = Outer(inner, True), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.inner(x)).tanh()
+
+
+def test_where_two_calls_may_be_meant_the_backward_is_refused():
+    model = Outer(Nested(nn.Sequential(nn.Dropout(0.1), nn.Linear(6, 6))), True)
+    apply(model, Plan({"inner.inner.inner.0": ("standard", 0.5)}), seed=1)
+    (model(X) + model(X + 1)).square().sum().backward()  # told apart by what they were given
+    output = model(X) + model(X)
+    with pytest.raises(ModelError, match="two calls of a site were given the same.*do not nest"):
+        output.square().sum().backward()
 
 
 def test_a_copy_that_was_taken_between_forward_and_backward_draws_its_own():

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
 from droptune import apply, read, recurrent, remove
-from droptune.install import install
+from droptune.install import another_pass, install
 from droptune.plan import Plan
 from tests.recurring import LAYERS, TOKENS, inside, next_token, noise, one_layer, planned, words
 
@@ -220,6 +220,15 @@ def test_zoneout_acts_in_eval_by_its_mean_and_is_exact_at_rate_0(layer):
     assert torch.equal(planned(module, state=("zoneout", 0.0)).eval()(X)[0], expected)
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+def test_zoneout_goes_with_autocast(layer):
+    module = planned(one_layer(layer, torch.float32), state=("zoneout", 0.5))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = module(torch.randn(4, 7, 5))[0]
+    output.float().sum().backward()
+    assert module.weight_hh_l0.grad.abs().sum() > 0
+
+
 def test_the_mean_of_an_update_in_training_is_what_eval_does():
     many = X[:1, :1].expand(40_000, 1, 5)
     module = planned(one_layer("LSTM"), state=("zoneout", 0.3), cell=("zoneout", 0.3))
@@ -355,6 +364,23 @@ def test_a_copy_has_the_plan_and_a_life_of_its_own(again):
     remove(twin)
     assert twin.rnn.dropout == 0.3 and read(model) == plan
     assert not torch.equal(twin(TOKENS), model(TOKENS))
+
+
+def test_a_model_that_is_a_layer_takes_plan_after_plan():
+    layer = one_layer("LSTM")
+    for _ in range(2):
+        planned(layer, input=("controlled", 0.4), weights=("weight_drop", 0.2))
+    remove(layer)
+    assert "forward" not in vars(layer)
+
+
+def test_a_given_mask_acts_between_layers_where_the_plan_names_no_kind():
+    model = words()
+    install(model, {"rnn@between": ()})
+    given = model(TOKENS)
+    for value in (1.0, 0.0):
+        with another_pass(model, ("", ""), "rnn@between", torch.full((4, 1, 6), value)):
+            assert torch.equal(model(TOKENS), given) == (value == 1)
 
 
 def test_every_place_and_kind_has_noise_that_the_seed_fixes():

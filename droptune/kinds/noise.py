@@ -77,6 +77,14 @@ class Stream:
         """Draw float32 numbers of this shape with mean 0 and variance 1."""
         return torch.randn(tuple(shape), generator=self._generator(device), device=device)
 
+    def position(self, device: torch.device) -> Tensor:
+        """Return where the numbers of the pass that draws now stand, for `go`."""
+        return self._generator(device).get_state()
+
+    def go(self, device: torch.device, position: Tensor) -> None:
+        """Go where the numbers of the pass that draws now stood."""
+        self._generator(device).set_state(position)
+
     def _generator(self, device: torch.device) -> torch.Generator:
         key = device, self.part
         if key not in self._generators:

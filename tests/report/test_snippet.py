@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from droptune import Plan, apply, find_sites, read
 from droptune.report import snippet
+from droptune.store.schema import SiteRow
 from tests.branching import DropPath
 from tests.calling import Causal, Hand, build
 from tests.test_install import dropping
@@ -62,9 +63,14 @@ OWN = {
 }
 
 
+#: What a store keeps of a site.
+COLUMNS = set(SiteRow.__table__.columns.keys()) - {"study_id", "position"}
+
+
 def code_of(plan: Plan, model: nn.Module, x: Tensor) -> str:
     """Return the code for a plan, and check that it is Python of one meaning."""
-    sites = [site.to_json() for site in find_sites(model, x)]
+    stored = [site.to_json() for site in find_sites(model, x)]
+    sites = [{key: site[key] for key in COLUMNS} for site in stored]
     code = snippet.python(plan.to_json(), sites, "Dropout of study 'm\ny'")
     assert code.startswith("# Dropout of study 'm\\ny'\n")
     assert code.isascii() and "\x1b" not in code

@@ -187,8 +187,8 @@ class FusedTrainer:
         self._score(Split(val.x[:size], val.y[:size]), "val")
         if max(map(len, self._programs.values())) > _FEW:
             raise ModelError(
-                "the model cannot be trained fused (its forward reads a number from a tensor that "
-                "differs from batch to batch); use trainer='serial'"
+                "the model cannot be trained fused (its forward reads a number from a tensor, or "
+                "the shape of one, that differs from batch to batch); use trainer='serial'"
             )
         started = time.perf_counter()
         self._train(steps).tolist()  # read back, so that the device has finished

@@ -36,7 +36,7 @@ from droptune.trainers.base import (
     stacked_losses,
 )
 from droptune.trainers.constants import python_state, same_constants
-from droptune.trainers.learned import learned_metrics, learned_names, with_penalty
+from droptune.trainers.learned import learned_by, learned_metrics, learners, with_penalty
 from droptune.trainers.memory import keep_freed_memory
 from droptune.trainers.place import why
 from droptune.trainers.program import Program, trace
@@ -82,10 +82,11 @@ class FusedTrainer:
         # that is neither parameter nor buffer.
         if not hasattr(self, "_model") or not same_constants(model, self._model):
             self._model = model
+            self._learners = learners(model)
             self._programs.clear()
         self._initial = {n: p.detach().clone() for n, p in model.named_parameters()}
         self._trained = [n for n, p in model.named_parameters() if p.requires_grad]
-        self._trained += learned_names(model)
+        self._trained += [f"{path}.shift" for path in self._learners]
         self._initial_buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
         self._kinds = {
             (module.site, kind): f"{path}.{kind}"
@@ -158,7 +159,8 @@ class FusedTrainer:
         train, result = losses.tolist(), {}
         for slot, row in members.items():
             metrics = {name: values[row] for name, values in scores.items()}
-            metrics |= learned_metrics(self._plans[slot], self._model, self._buffers, row)
+            learned = learned_by(self._plans[slot], self._learners)
+            metrics |= learned_metrics(learned, self._buffers, row)
             failed = diverged({"train_loss": train[row], **metrics})
             result[slot] = Scores(train[row], metrics, seconds, failed)
         return result
@@ -374,7 +376,7 @@ class FusedTrainer:
             given = *knobs, losses, output, again, y, self.task.loss, len(x)
             total = stacked_penalised(needs, *given)
         size = len(self._data.train)
-        total = with_penalty(total, self._model, buffers, self.task.loss, size)
+        total = with_penalty(total, self._learners, buffers, self.task.loss, size)
         # A parameter that the forward does not use gets a gradient of zero.
         return [losses, *torch.autograd.grad(total.sum(), trained, materialize_grads=True)]
 

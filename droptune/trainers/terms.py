@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from droptune.consistency import Place, Term, masked_place
-from droptune.errors import PlanError
+from droptune.errors import ModelError, PlanError
 from droptune.install import another_pass
 from droptune.kinds.noise import Part
 from droptune.plan import Plan
@@ -149,7 +149,15 @@ def _worst(
     mask = torch.ones(shape, dtype=anchor.dtype, device=anchor.device).requires_grad_()
     probe = again((f"probe {site}", "adversarial"), site, mask)
     far = distance("adversarial", anchor, probe).sum()
-    (jacobian,) = torch.autograd.grad(far, mask, materialize_grads=True)
+    try:
+        (jacobian,) = torch.autograd.grad(far, mask, materialize_grads=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise ModelError(
+            "an adversarial term needs a gradient by its mask, which torch.utils.checkpoint with "
+            "use_reentrant=True cannot give; use use_reentrant=False, or another term"
+        ) from error
     rows = (*batch, -1)
     delta = flips.view(*flips.shape, *(1,) * (len(batch) - flips.dim()))
     ones = torch.ones_like(jacobian).reshape(rows)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from droptune.consistency import Place, Term
 from droptune.errors import ModelError, PlanError
@@ -305,6 +306,28 @@ def test_further_passes_draw_from_streams_of_their_own():
     with pytest.raises(RuntimeError), another_pass(model, AGAIN, "2", ones):
         raise RuntimeError
     assert dropout.mask is None and kind.stream.part == first
+
+
+class Rerun(nn.Module):
+    """Runs its middle under gradient checkpointing, in the way that is reentrant."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.drop, self.b = nn.Linear(6, 8), nn.Dropout(0.1), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.drop(self.a(x).tanh())
+        return self.head(checkpoint(self.b, x, use_reentrant=True).tanh())
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_checkpointing_that_gives_no_gradient_by_a_mask_is_refused(make_task):
+    trainer = SerialTrainer(make_task(model=Rerun, kinds={"drop": ("standard",)}))
+    trainer.begin(0)
+    trainer.start(0, Plan({"drop": ("standard", 0.1)}, "adversarial"))
+    with pytest.raises(ModelError, match="^an adversarial term .*use use_reentrant=False, or"):
+        trainer.epoch()
 
 
 def test_a_mask_that_does_not_fit_the_batch_is_refused():

@@ -268,10 +268,9 @@ class FusedTrainer:
         self._model.train()
         for rows in order[:steps]:
             batch = data.x[rows], data.y[rows], *knobs
-            loss, *grads = self._program("train", *batch, needs=needs)(*self._state(), *batch)
+            loss, *grads = self._run("train", *batch, needs=needs)
             # Members of one age and setting share a rate, and mostly all do.
-            known = {(pace.lr, pace.age): 0.0 for pace in paces}
-            known = {key: task.learning_rate(*key) for key in known}
+            known = {key: task.learning_rate(*key) for key in {(p.lr, p.age) for p in paces}}
             rates = [known[pace.lr, pace.age] for pace in paces]
             self._optimizer.step(grads, paces, rates)
             for pace in self._paces.values():
@@ -292,7 +291,7 @@ class FusedTrainer:
         totals: dict[str, Tensor] = {}
         size = EVAL_BATCHES * self.task.batch_size
         for x, y in zip(split.x.split(size), split.y.split(size), strict=True):
-            loss, *right = self._program("eval", x, y)(*self._state(), x, y)
+            loss, *right = self._run("eval", x, y)
             sums = {f"{prefix}_loss": loss * len(x)}
             if right:
                 sums[f"{prefix}_accuracy"] = right[0]
@@ -306,33 +305,30 @@ class FusedTrainer:
         order = batches(len(data), self.task.batch_size, self._seed, self.clock, self.device)
 
         def forward(rows: Tensor) -> None:
-            x, y = data.x[rows], data.y[rows]
-            self._program("measure", x, y)(*self._state(), x, y)
+            self._run("measure", data.x[rows], data.y[rows])
 
         recalibrate(self._model, self._buffers, forward, order)
 
-    def _state(self) -> list[Tensor]:
-        return [*self._params.values(), *self._buffers.values()]
-
-    def _program(self, mode: str, *batch: Tensor, needs: tuple[Need, ...] = ()) -> Program:
+    def _run(self, mode: str, *batch: Tensor, needs: tuple[Need, ...] = ()) -> list[Tensor]:
+        """Run the program of all members for a batch; where none holds, trace one."""
+        flat = *self._params.values(), *self._buffers.values(), *batch
         key = (mode, len(self._rows), batch[0].shape, needs)
         known = self._programs.setdefault(key, deque(maxlen=_WAYS))
         for program in known:
-            if program.holds(*self._state(), *batch):
-                return program
-        train = partial(self._train_step, needs)
-        known.appendleft(self._traced(train if mode == "train" else self._eval_step, batch))
-        return known[0]
+            if program.holds(*flat):
+                return program(*flat)
+        step = partial(self._train_step, needs) if mode == "train" else self._eval_step
+        known.appendleft(self._traced(step, flat, bool(needs)))
+        return known[0](*flat)
 
-    def _traced(self, function: Callable, batch: tuple[Tensor, ...]) -> Program:
-        copies = [tensor.clone() for tensor in self._state()]
+    def _traced(self, function: Callable, flat: tuple[Tensor, ...], passes_again: bool) -> Program:
         streams = [k.stream for d in installed(self._model).values() for k in d.kinds.values()]
         states = [stream.__getstate__() for stream in streams]
         before = python_state(self._model)
         with torch.random.fork_rng(self._gpus()), _mappable_attention():
             try:
-                with refuse_own_noise(self._gpus() if len(batch) > 2 else None):
-                    program = trace(function, [*copies, *batch])
+                with refuse_own_noise(self._gpus() if passes_again else None):
+                    program = trace(function, [tensor.clone() for tensor in flat])
                 if python_state(self._model) != before:
                     # Python in a forward runs only now: what it changes would stand still.
                     raise ModelError(

@@ -199,6 +199,19 @@ def test_where_outputs_agree_the_distance_and_its_gradient_are_exactly_0(name, l
     assert not torch.autograd.grad(distance, other)[0].any()
 
 
+@pytest.mark.parametrize("name", ["r_drop", "fraternal", "adversarial"])
+def test_a_class_that_is_ruled_out_counts_for_nothing(name):
+    one, other = normal(6, 4), normal(6, 4, seed=1).requires_grad_()
+    ruled_out = torch.full((6, 1), -torch.inf, dtype=one.dtype)
+    distance = distance_of(name, "cross_entropy")
+    wider = distance(*(torch.cat((output, ruled_out), 1) for output in (one, other)))
+    # The mean squared difference is over one more number.
+    expected = distance(one, other) * (4 / 5 if name == "fraternal" else 1)
+    torch.testing.assert_close(wider, expected)
+    gradients = [torch.autograd.grad(d, other)[0] for d in (wider, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 # What a step descends
 
 

@@ -148,10 +148,10 @@ class Task:
         for what, value, allowed in (
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("lr_schedule", self.lr_schedule, LR_SCHEDULES),
-            ("loss", "callable" if callable(self.loss) else self.loss, (*LOSSES, "callable")),
         ):
             if value not in allowed:
                 raise TrainingError(f"unknown {what} {value!r}; allowed: {', '.join(allowed)}")
+        mean_loss(self.loss)
         for what in ("epochs", "batch_size"):
             value = getattr(self, what)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -278,9 +278,15 @@ def _cosine_between(start: float, end: float, part: float) -> float:
 
 
 def mean_loss(loss: str | Loss) -> Loss:
-    """Return the loss as a function (output, target) -> scalar mean."""
-    if not isinstance(loss, str):
+    """Return the loss as a function (output, target) -> scalar mean.
+
+    Raises:
+        TrainingError: it is neither a name in `LOSSES` nor a function.
+    """
+    if callable(loss):
         return loss
+    if loss not in LOSSES:
+        raise TrainingError(f"unknown loss {loss!r}; allowed: {', '.join(LOSSES)}, callable")
     function = _named_losses()[loss]
     return lambda output, target: function(*matched(loss, output, target))
 

@@ -19,7 +19,8 @@ class ConsistencyLoss:
     """The loss of a model's batch, with the term that a plan adds to it.
 
     A model can hold a plan's dropout, but not what the plan adds to the loss: further passes
-    over the batch. Here they are made. Running statistics of norms follow the first pass.
+    over the batch. Here they are made. Running statistics of norms follow the first pass. In eval
+    mode the loss is the plain one.
 
     Example:
         >>> model = droptune.apply(build(), plan).train()
@@ -36,6 +37,7 @@ class ConsistencyLoss:
 
     Raises:
         PlanError: an adversarial term has no place in this model.
+        TrainingError: the loss is unknown.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class ConsistencyLoss:
         example: Any = None,
         loss: str | Loss = "cross_entropy",
     ) -> None:
+        mean_loss(loss)  # refuses what is unknown
         self.model, self.term, self.loss = model, plan.term, loss
         self._need = need_of(plan, partial(_sites, model, example))
 
@@ -59,7 +62,7 @@ class ConsistencyLoss:
         """
         output = checked_output(call(self.model, x))
         loss = mean_loss(self.loss)(output, y)
-        if self._need is None:
+        if self._need is None or not self.model.training:
             return loss
 
         def again(*place: Any) -> Tensor:

@@ -36,7 +36,7 @@ from droptune.trainers.base import (
     stacked_losses,
 )
 from droptune.trainers.constants import python_state, same_constants
-from droptune.trainers.learned import learned_metrics, learned_names, with_penalty
+from droptune.trainers.learned import learned_by, learned_metrics, learners, with_penalty
 from droptune.trainers.memory import keep_freed_memory
 from droptune.trainers.place import why
 from droptune.trainers.program import Program, trace
@@ -82,10 +82,11 @@ class FusedTrainer:
         # that is neither parameter nor buffer.
         if not hasattr(self, "_model") or not same_constants(model, self._model):
             self._model = model
+            self._learners = learners(model)
             self._programs.clear()
         self._initial = {n: p.detach().clone() for n, p in model.named_parameters()}
         self._trained = [n for n, p in model.named_parameters() if p.requires_grad]
-        self._trained += learned_names(model)
+        self._trained += [f"{path}.shift" for path in self._learners]
         self._initial_buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
         self._kinds = {
             (module.site, kind): f"{path}.{kind}"
@@ -158,7 +159,8 @@ class FusedTrainer:
         train, result = losses.tolist(), {}
         for slot, row in members.items():
             metrics = {name: values[row] for name, values in scores.items()}
-            metrics |= learned_metrics(self._plans[slot], self._model, self._buffers, row)
+            learned = learned_by(self._plans[slot], self._learners)
+            metrics |= learned_metrics(learned, self._buffers, row)
             failed = diverged({"train_loss": train[row], **metrics})
             result[slot] = Scores(train[row], metrics, seconds, failed)
         return result
@@ -187,8 +189,8 @@ class FusedTrainer:
         self._score(Split(val.x[:size], val.y[:size]), "val")
         if max(map(len, self._programs.values())) > _FEW:
             raise ModelError(
-                "the model cannot be trained fused (its forward reads a number from a tensor that "
-                "differs from batch to batch); use trainer='serial'"
+                "the model cannot be trained fused (its forward reads a number from a tensor, or "
+                "the shape of one, that differs from batch to batch); use trainer='serial'"
             )
         started = time.perf_counter()
         self._train(steps).tolist()  # read back, so that the device has finished
@@ -266,10 +268,9 @@ class FusedTrainer:
         self._model.train()
         for rows in order[:steps]:
             batch = data.x[rows], data.y[rows], *knobs
-            loss, *grads = self._program("train", *batch, needs=needs)(*self._state(), *batch)
+            loss, *grads = self._run("train", *batch, needs=needs)
             # Members of one age and setting share a rate, and mostly all do.
-            known = {(pace.lr, pace.age): 0.0 for pace in paces}
-            known = {key: task.learning_rate(*key) for key in known}
+            known = {key: task.learning_rate(*key) for key in {(p.lr, p.age) for p in paces}}
             rates = [known[pace.lr, pace.age] for pace in paces]
             self._optimizer.step(grads, paces, rates)
             for pace in self._paces.values():
@@ -290,7 +291,7 @@ class FusedTrainer:
         totals: dict[str, Tensor] = {}
         size = EVAL_BATCHES * self.task.batch_size
         for x, y in zip(split.x.split(size), split.y.split(size), strict=True):
-            loss, *right = self._program("eval", x, y)(*self._state(), x, y)
+            loss, *right = self._run("eval", x, y)
             sums = {f"{prefix}_loss": loss * len(x)}
             if right:
                 sums[f"{prefix}_accuracy"] = right[0]
@@ -304,33 +305,30 @@ class FusedTrainer:
         order = batches(len(data), self.task.batch_size, self._seed, self.clock, self.device)
 
         def forward(rows: Tensor) -> None:
-            x, y = data.x[rows], data.y[rows]
-            self._program("measure", x, y)(*self._state(), x, y)
+            self._run("measure", data.x[rows], data.y[rows])
 
         recalibrate(self._model, self._buffers, forward, order)
 
-    def _state(self) -> list[Tensor]:
-        return [*self._params.values(), *self._buffers.values()]
-
-    def _program(self, mode: str, *batch: Tensor, needs: tuple[Need, ...] = ()) -> Program:
+    def _run(self, mode: str, *batch: Tensor, needs: tuple[Need, ...] = ()) -> list[Tensor]:
+        """Run the program of all members for a batch; where none holds, trace one."""
+        flat = *self._params.values(), *self._buffers.values(), *batch
         key = (mode, len(self._rows), batch[0].shape, needs)
         known = self._programs.setdefault(key, deque(maxlen=_WAYS))
         for program in known:
-            if program.holds(*self._state(), *batch):
-                return program
-        train = partial(self._train_step, needs)
-        known.appendleft(self._traced(train if mode == "train" else self._eval_step, batch))
-        return known[0]
+            if program.holds(*flat):
+                return program(*flat)
+        step = partial(self._train_step, needs) if mode == "train" else self._eval_step
+        known.appendleft(self._traced(step, flat, bool(needs)))
+        return known[0](*flat)
 
-    def _traced(self, function: Callable, batch: tuple[Tensor, ...]) -> Program:
-        copies = [tensor.clone() for tensor in self._state()]
+    def _traced(self, function: Callable, flat: tuple[Tensor, ...], passes_again: bool) -> Program:
         streams = [k.stream for d in installed(self._model).values() for k in d.kinds.values()]
         states = [stream.__getstate__() for stream in streams]
         before = python_state(self._model)
         with torch.random.fork_rng(self._gpus()), _mappable_attention():
             try:
-                with refuse_own_noise(self._gpus() if len(batch) > 2 else None):
-                    program = trace(function, [*copies, *batch])
+                with refuse_own_noise(self._gpus() if passes_again else None):
+                    program = trace(function, [tensor.clone() for tensor in flat])
                 if python_state(self._model) != before:
                     # Python in a forward runs only now: what it changes would stand still.
                     raise ModelError(
@@ -374,7 +372,7 @@ class FusedTrainer:
             given = *knobs, losses, output, again, y, self.task.loss, len(x)
             total = stacked_penalised(needs, *given)
         size = len(self._data.train)
-        total = with_penalty(total, self._model, buffers, self.task.loss, size)
+        total = with_penalty(total, self._learners, buffers, self.task.loss, size)
         # A parameter that the forward does not use gets a gradient of zero.
         return [losses, *torch.autograd.grad(total.sum(), trained, materialize_grads=True)]
 

@@ -16,6 +16,34 @@ def is_random(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
+def sized_by_values(graph: Graph) -> list[Node]:
+    """Return nodes whose shapes hang on values, and which tell all such shapes of a graph.
+
+    `x[mask]` stands for itself with an empty `x`: its shape hangs on the mask alone.
+    """
+    found = []
+    for node in list(graph.nodes):
+        if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
+            continue
+        if node.target is _aten.index.Tensor:
+            if not any(map(_is_mask, node.args[1])):
+                continue
+            x = node.args[0].meta["val"]
+            with graph.inserting_before(node):
+                empty = graph.call_function(
+                    _aten.empty.memory_format, (list(x.shape),), {"device": x.device}
+                )
+                stand_in = graph.call_function(node.target, (empty, node.args[1]))
+            stand_in.meta = dict(node.meta)
+            node = stand_in
+        found.append(node)
+    return found
+
+
+def _is_mask(index: Node | None) -> bool:
+    return index is not None and index.meta["val"].dtype in (torch.bool, torch.uint8)
+
+
 def writes(node: Node) -> bool:
     """Tell whether a node changes memory that it is given."""
     schema = getattr(node.target, "_schema", None)

@@ -18,14 +18,18 @@ def learners(model: nn.Module) -> dict[str, Concrete]:
     return {path: m for path, m in model.named_modules() if isinstance(m, Concrete)}
 
 
-def learned_names(model: nn.Module) -> list[str]:
-    """Return the names of the buffers that are trained as parameters are."""
-    return [f"{path}.shift" for path in learners(model)]
+def learned_by(plan: Plan, kinds: Mapping[str, Concrete]) -> dict[str, Concrete]:
+    """Return those of the kinds that learn their rate which a plan uses, by path."""
+    return {
+        path: kind
+        for path, kind in kinds.items()
+        if kind.site in plan and plan[kind.site].kind == kind.name
+    }
 
 
 def with_penalty(
     total: Tensor,
-    model: nn.Module,
+    kinds: Mapping[str, Concrete],
     buffers: Mapping[str, Tensor],
     loss: object,
     samples: int,
@@ -34,13 +38,13 @@ def with_penalty(
 
     Args:
         total: the loss, one number a member where buffers are stacked.
-        model: which has passed a batch.
+        kinds: that learn, by path; of a model that has passed a batch.
         buffers: of the model, or of all members, by name.
         loss: of the task.
         samples: of the training data.
     """
     scale = _SCALE.get(loss, 1.0) if isinstance(loss, str) else 1.0
-    for path, kind in learners(model).items():
+    for path, kind in kinds.items():
         if kind.units is not None:
             found = penalty(buffers[f"{path}.rate"], buffers[f"{path}.shift"], *kind.units)
             total = total + (scale / samples * found).to(total.dtype)
@@ -48,20 +52,18 @@ def with_penalty(
 
 
 def learned_metrics(
-    plan: Plan, model: nn.Module, buffers: Mapping[str, Tensor], row: int | None = None
+    kinds: Mapping[str, Concrete], buffers: Mapping[str, Tensor], row: int | None = None
 ) -> dict[str, float]:
-    """Return "rate SITE" -> the rate learned so far, for the sites where a plan has one learn.
+    """Return "rate SITE" -> the rate learned so far.
 
     Args:
-        plan: of the member.
-        model: that it trains.
+        kinds: that the member's plan uses, by path.
         buffers: its buffers, or those of all members, by name.
         row: of the member in these.
     """
     found = {}
-    for path, kind in learners(model).items():
-        if kind.site in plan and plan[kind.site].kind == kind.name:
-            logit = learned_logit(buffers[f"{path}.rate"], buffers[f"{path}.shift"])
-            rate = logit.detach().sigmoid()
-            found[f"rate {kind.site}"] = (rate if row is None else rate[row]).item()
+    for path, kind in kinds.items():
+        logit = learned_logit(buffers[f"{path}.rate"], buffers[f"{path}.shift"])
+        rate = logit.detach().sigmoid()
+        found[f"rate {kind.site}"] = (rate if row is None else rate[row]).item()
     return found

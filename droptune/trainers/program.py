@@ -17,7 +17,7 @@ from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from droptune.trainers.graphs import families_of, is_random, shared, writes
-from droptune.trainers.reads import Guard, Reads
+from droptune.trainers.reads import Guard, Reads, guard_of
 
 _aten = torch.ops.aten
 
@@ -84,7 +84,7 @@ def trace(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor]) -> 
     """
     with _TRACING, Reads() as reads:
         module = make_fx(lambda *flat: [*function(*flat), *reads.tensors])(*args)
-    guard = Guard(module, reads.tensors) if reads.tensors else None
+    guard = guard_of(module, reads.tensors)
     for simplify in (_drop_no_ops, _fuse_bias, _straighten_gradients, _reuse_memory):
         simplify(module.graph)
         module.graph.eliminate_dead_code(_is_impure)

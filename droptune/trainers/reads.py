@@ -22,9 +22,11 @@ from torch.fx.experimental.proxy_tensor import (
     get_proxy_slot,
 )
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from droptune.errors import ModelError
-from droptune.trainers.graphs import families_of, is_random, writes
+from droptune.trainers.base import is_out_of_memory
+from droptune.trainers.graphs import families_of, is_random, sized_by_values, writes
 from droptune.trainers.place import place_of
 
 #: Methods of a tensor that return a Python value, but `in`, which looks for one.
@@ -70,22 +72,50 @@ def _is_constant(tensor: Tensor) -> bool:
     return proxy is None or proxy.constant is not None
 
 
-class Guard:
-    """Tells for which inputs the values that a traced function has read are the same.
+def guard_of(module: GraphModule, read: Sequence[Tensor]) -> "Guard | None":
+    """Return the guard of what was traced, and take what was read from its outputs.
 
     Args:
-        module: what was traced; its outputs end with the tensors that were read, which are
-            taken away.
+        module: what was traced; its outputs end with the tensors that were read.
         read: those tensors, as they were while tracing.
+
+    Returns:
+        None where nothing was read and no shape hangs on values.
+
+    Raises:
+        ModelError: a value hangs on random numbers; drawn once more, they would differ.
+    """
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    results = output.args[0][: len(output.args[0]) - len(read)]
+    values = output.args[0][len(results) :]
+    output.args = (results,)
+    sized = sized_by_values(module.graph)
+    return Guard(module, values, read, sized) if values or sized else None
+
+
+class Guard:
+    """Tells for which inputs a traced function takes the same way.
+
+    Args:
+        module: what was traced.
+        values: its nodes that were read.
+        read: what they were while tracing.
+        sized: its nodes whose shapes hang on values.
 
     Raises:
         ModelError: a value hangs on random numbers; drawn once more, they would differ.
     """
 
-    def __init__(self, module: GraphModule, read: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        module: GraphModule,
+        values: Sequence[Node],
+        read: Sequence[Tensor],
+        sized: Sequence[Node],
+    ) -> None:
         self._values = [tensor.detach().clone() for tensor in read]
-        output = next(node for node in module.graph.nodes if node.op == "output")
-        results, wanted = output.args[0][: -len(read)], output.args[0][-len(read) :]
+        self._shapes = [_shapes(node.meta["val"]) for node in sized]
+        wanted = [*values, *sized]
         needed = _needed(module.graph, wanted)
         if any(map(is_random, needed)):
             raise ModelError(
@@ -93,13 +123,24 @@ class Guard:
                 "tensor); use trainer='serial'"
             )
         self._module = _only(module, wanted, needed)
-        output.args = (results,)
 
     def holds(self, *flat: Tensor) -> bool:
-        """Tell whether the values for these inputs are those of the trace."""
-        with torch.no_grad():
-            now = self._module(*flat)
-        return all(map(torch.equal, now, self._values))
+        """Tell whether values and shapes for these inputs are those of the trace."""
+        try:
+            with torch.no_grad():
+                now = self._module(*flat)
+        except RuntimeError as error:
+            if is_out_of_memory(error) or not self._shapes:
+                raise
+            return False  # of another shape, a tensor does not fit what comes behind it
+        values, sized = now[: len(self._values)], now[len(self._values) :]
+        return all(map(torch.equal, values, self._values)) and self._shapes == [
+            *map(_shapes, sized)
+        ]
+
+
+def _shapes(value: Any) -> list[torch.Size]:
+    return [tensor.shape for tensor in tree_leaves(value)]
 
 
 def _needed(graph: Graph, wanted: Sequence[Node]) -> set[Node]:

@@ -17,6 +17,7 @@ from droptune.data import Split, batches
 from droptune.errors import ModelError
 from droptune.install import advance, installed, seed_noise
 from droptune.kinds import derive
+from droptune.kinds.concrete import Concrete
 from droptune.kinds.noise import Part
 from droptune.plan import Plan
 from droptune.trainers.base import (
@@ -34,7 +35,7 @@ from droptune.trainers.base import (
     is_out_of_memory,
     mean_loss,
 )
-from droptune.trainers.learned import learned_metrics, learned_names, with_penalty
+from droptune.trainers.learned import learned_by, learned_metrics, learners, with_penalty
 from droptune.trainers.stacking import Pace
 from droptune.trainers.statistics import recalibrate
 from droptune.trainers.terms import Need, need_of, passed_again, penalised
@@ -46,8 +47,8 @@ class _Member:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     pace: Pace
-    need: Need | None = None
-    learns: bool = False
+    need: Need | None
+    learners: dict[str, Concrete]
 
 
 class SerialTrainer:
@@ -91,8 +92,9 @@ class SerialTrainer:
             self.task.lr if lr is None else lr,
             self.task.weight_decay if weight_decay is None else weight_decay,
         )
-        optimizer, learns = self._make_optimizer(model, pace), bool(learned_names(model))
-        self._members[slot] = _Member(plan, model, optimizer, pace, need, learns)
+        learning = learned_by(plan, learners(model))
+        optimizer = self._make_optimizer(model, learning, pace)
+        self._members[slot] = _Member(plan, model, optimizer, pace, need, learning)
 
     def stop(self, slot: int) -> None:
         check_taken(slot, self._members)
@@ -109,7 +111,7 @@ class SerialTrainer:
                 if self.task.recalibrate:
                     self._recalibrate(member.model)
                 metrics = self._score(member.model, self._data.val, "val")
-            metrics |= learned_metrics(member.plan, member.model, _weights(member.model))
+            metrics |= learned_metrics(member.learners, _buffers(member.learners))
             seconds = time.perf_counter() - started
             failed = diverged({"train_loss": train_loss, **metrics})
             result[slot] = Scores(train_loss, metrics, seconds, failed)
@@ -157,15 +159,17 @@ class SerialTrainer:
             self.start(int(slot), Plan.from_json(plan))
             member = self._members[int(slot)]
             member.pace = Pace(**saved.rest["paces"][slot])
-            member.optimizer = self._make_optimizer(member.model, member.pace)
+            member.optimizer = self._make_optimizer(member.model, member.learners, member.pace)
             with torch.no_grad():
                 for name, tensor in _weights(member.model).items():
                     tensor.copy_(saved.tensors[f"{slot} {name}"])
             _load_state(member.optimizer, f"{slot} state ", saved.tensors)
 
-    def _make_optimizer(self, model: nn.Module, pace: Pace) -> torch.optim.Optimizer:
+    def _make_optimizer(
+        self, model: nn.Module, learning: Mapping[str, Concrete], pace: Pace
+    ) -> torch.optim.Optimizer:
         params = [p for p in model.parameters() if p.requires_grad]
-        params += [model.get_buffer(name).requires_grad_() for name in learned_names(model)]
+        params += [kind.shift.requires_grad_() for kind in learning.values()]
         if self.task.optimizer == "sgd":
             momentum = self.task.momentum
             return torch.optim.SGD(
@@ -205,11 +209,8 @@ class SerialTrainer:
         """Return what a step descends: the first pass's loss, with what the plan adds to it."""
         if member.need is not None:
             loss = self._penalised(member, loss, output, rows)
-        if not member.learns:
-            return loss
-        buffers = dict(member.model.named_buffers())
-        samples = len(self._data.train)
-        return with_penalty(loss, member.model, buffers, self.task.loss, samples)
+        buffers, samples = _buffers(member.learners), len(self._data.train)
+        return with_penalty(loss, member.learners, buffers, self.task.loss, samples)
 
     def _penalised(self, member: _Member, loss: Tensor, output: Tensor, rows: Tensor) -> Tensor:
         x, y = self._data.train.x[rows], self._data.train.y[rows]
@@ -266,6 +267,11 @@ def _channels_last(model: nn.Module) -> None:
             # Not `contiguous`: of one channel it keeps the strides, and the layers behind
             # such a convolution then run in the slow layout.
             parameter.data = parameter.data.to(memory_format=torch.channels_last)
+
+
+def _buffers(kinds: Mapping[str, Concrete]) -> dict[str, Tensor]:
+    """Return the buffers of kinds, by the names that they have in a model."""
+    return {f"{path}.{n}": b for path, kind in kinds.items() for n, b in kind.named_buffers()}
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

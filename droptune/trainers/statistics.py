@@ -7,7 +7,7 @@ batches with dropout off, as the means of the batches' own, they fit what eval m
 Weights stay as they are.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -26,18 +26,20 @@ def recalibrate(
     """Put the means over training batches in place of the running statistics.
 
     Args:
-        model: left in eval mode.
+        model: in training mode; left in eval mode. Layers that it keeps in eval mode stay as
+            they are.
         buffers: its buffers by name, or those of several models, stacked.
         forward: runs it on the samples with these numbers; called without gradients.
         order: the numbers of the samples of each batch.
     """
-    names = [f"{path}.{what}" for path in norms(model) for what in ("running_mean", "running_var")]
-    if not names:
+    layers = norms(model)
+    if not layers:
         return
+    names = [f"{path}.{what}" for path in layers for what in ("running_mean", "running_var")]
     kept = {name: b.clone() for name, b in buffers.items() if name.endswith("num_batches_tracked")}
     totals = {name: torch.zeros_like(buffers[name]) for name in names}
     order = order[:BATCHES]
-    with _measuring(model), torch.no_grad():
+    with _measuring(model, layers.values()), torch.no_grad():
         for rows in order:
             forward(rows)
             for name, total in totals.items():
@@ -49,19 +51,20 @@ def recalibrate(
 
 
 def norms(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the layers that keep statistics over batches, by path."""
+    """Return the layers that now take statistics over batches, by path."""
     return {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and module.training
+        and module.running_mean is not None
     }
 
 
 @contextmanager
-def _measuring(model: nn.Module) -> Iterator[None]:
-    """Let each forward leave its own statistics, all but BatchNorm being in eval mode."""
+def _measuring(model: nn.Module, layers: Collection[nn.Module]) -> Iterator[None]:
+    """Let each forward leave its own statistics in these layers, all else being in eval mode."""
     model.eval()
-    layers = list(norms(model).values())
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         # Not `train()`, which reaches the dropout of a site at the layer's output.

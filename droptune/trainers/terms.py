@@ -4,6 +4,7 @@ The same code serves one member and a stack of them: what differs by member (a w
 is a tensor with one number a member, or without an axis where there is one member.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from droptune.consistency import Place, Term, masked_place
-from droptune.errors import PlanError
+from droptune.errors import ModelError, PlanError
 from droptune.install import another_pass
 from droptune.kinds.noise import Part
 from droptune.plan import Plan
@@ -164,7 +165,15 @@ def _worst(
     shape = (*lead, *place.shape)
     mask = torch.ones(shape, dtype=anchor.dtype, device=anchor.device).requires_grad_()
     probe = again((f"probe {site}", "adversarial"), site, mask)
-    (jacobian,) = torch.autograd.grad(far(probe).sum(), mask, materialize_grads=True)
+    try:
+        (jacobian,) = torch.autograd.grad(far(probe).sum(), mask, materialize_grads=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise ModelError(
+            "an adversarial term needs a gradient by its mask, which torch.utils.checkpoint with "
+            "use_reentrant=True cannot give; use use_reentrant=False, or another term"
+        ) from error
     rows = (*lead, -1) if place.by_sample else shape
     delta = flips.view(*flips.shape, *(1,) * (len(rows) - 1 - flips.dim()))
     ones = torch.ones_like(jacobian).reshape(rows)
@@ -212,7 +221,7 @@ def distance_of(name: str, loss: str | Loss) -> Distance:
             by the mean squared difference of outputs.
     """
     if name == "fraternal" or loss not in _LOGITS:
-        return lambda one, other: (one - other).square().mean()
+        return lambda one, other: _gap(one, other).square().mean()
     compare = _divergence if name == "adversarial" else _symmetric
     if loss == "cross_entropy":
         return compare
@@ -230,13 +239,18 @@ def _divergence(one: Tensor, other: Tensor) -> Tensor:
     Written so that its gradient is exactly 0, and not the noise of rounding, where both agree.
     """
     log_one, log_other = one.logsumexp(1, keepdim=True), other.logsumexp(1, keepdim=True)
-    by_class = (one - log_one).exp() * (one - other)
+    by_class = (one - log_one).exp() * _gap(one, other)
     return (by_class.sum(1, keepdim=True) - (log_one - log_other)).mean()
 
 
 def _symmetric(one: Tensor, other: Tensor) -> Tensor:
     """Return (KL(p || q) + KL(q || p)) / 2 = sum (p - q) (l - l') / 2, the mean over samples."""
-    return ((one.softmax(1) - other.softmax(1)) * (one - other)).sum(1).mean() / 2
+    return ((one.softmax(1) - other.softmax(1)) * _gap(one, other)).sum(1).mean() / 2
+
+
+def _gap(one: Tensor, other: Tensor) -> Tensor:
+    """Return the difference; 0 where both are the same infinity, as of a class ruled out."""
+    return (one - other).nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
 
 
 def passed_again(model: nn.Module, place: tuple, *args: Any, **kwargs: Any) -> Any:

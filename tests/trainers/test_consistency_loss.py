@@ -9,7 +9,7 @@ from torch import nn
 import droptune
 from droptune.consistency import Term
 from droptune.data import batches
-from droptune.errors import PlanError
+from droptune.errors import PlanError, TrainingError
 from droptune.install import seed_noise
 from droptune.plan import Plan
 from droptune.schedule import progress
@@ -73,6 +73,22 @@ def test_a_model_may_take_several_arguments(term, keywords):
     total = with_term(batch, y)
     seed_noise(model, 0)
     assert total.isfinite() and total != plain(batch, y)
+
+
+@pytest.mark.parametrize("term", ["r_drop", "adversarial"])
+def test_in_eval_mode_the_loss_is_the_plain_one(term):
+    x, y = (torch.randn(6, 4), torch.rand(6, 1)), torch.arange(6) % 3
+    plan = Plan({"drop": ("standard", 0.5)}, term)
+    model = applied(Two(), plan).eval()
+    loss = droptune.ConsistencyLoss(model, plan, x)
+    with torch.no_grad():
+        assert loss(x, y) == nn.functional.cross_entropy(model(*x), y)
+    assert loss(x, y).requires_grad
+
+
+def test_an_unknown_loss_is_refused_at_once():
+    with pytest.raises(TrainingError, match="^unknown loss 'l1'; allowed: cross_entropy, .*mse, "):
+        droptune.ConsistencyLoss(Two(), Plan(), loss="l1")
 
 
 def test_applying_a_plan_with_a_term_says_what_it_leaves_out():

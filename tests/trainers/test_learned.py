@@ -11,7 +11,7 @@ from droptune.consistency import Term
 from droptune.install import installed
 from droptune.plan import Plan
 from droptune.trainers import FusedTrainer, SerialTrainer
-from droptune.trainers.learned import learned_names, with_penalty
+from droptune.trainers.learned import learners, with_penalty
 from tests.small import Notes, fresh, rows, study
 
 KINDS = {"1": ("concrete", "standard"), "3": ("concrete",)}
@@ -101,12 +101,12 @@ def test_the_loss_gains_the_entropy_of_each_layer(task, loss, scale):
         dropout.set(PLANS[0][dropout.site])
     buffers = dict(model.named_buffers())
     zero = torch.zeros((), dtype=torch.float64)
-    assert with_penalty(zero, model, buffers, loss, 40) == 0  # nothing has passed yet
+    assert with_penalty(zero, learners(model), buffers, loss, 40) == 0  # nothing has passed yet
     model(task.data.train.x)
     p = torch.tensor([0.1, 0.4], dtype=torch.float64)
     units = torch.tensor([16.0, 8.0], dtype=torch.float64)
     expected = (scale / 40 * units * (p * p.log() + (1 - p) * (1 - p).log())).sum()
-    found = with_penalty(zero, model, buffers, loss, 40)
+    found = with_penalty(zero, learners(model), buffers, loss, 40)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
@@ -126,10 +126,10 @@ def test_no_key_of_the_state_is_new_and_remove_takes_all_away():
     model = build()
     keys, plan = list(model.state_dict()), Plan({"1": ("concrete", 0.3)})
     droptune.apply(model, plan)
-    assert list(model.state_dict()) == keys and len(learned_names(model)) == 1
+    assert list(model.state_dict()) == keys and len(learners(model)) == 1
     assert droptune.read(model) == plan
     droptune.remove(model)
-    assert not learned_names(model)
+    assert not learners(model)
 
 
 def test_a_study_stores_what_was_learned(tmp_path):

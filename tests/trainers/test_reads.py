@@ -49,6 +49,8 @@ WAYS = {
     "in": lambda flags: 1 in flags[:2],
     "index": lambda flags: [*[0] * 11, *[1] * 60][flags.sum()],
     "after a write": written,
+    "length of nonzero": lambda flags: len(flags.nonzero()) > 10,
+    "size of a mask": lambda flags: flags[flags > 0].numel() > 10,
 }
 
 
@@ -72,6 +74,35 @@ def test_fused_goes_the_way_of_each_batch_as_serial_does(make_task, make_data, w
     torch.testing.assert_close(curves(fused), curves(SerialTrainer(task, 2)), rtol=1e-6, atol=0)
     ways = [known for (mode, *_), known in fused._programs.items() if mode == "train"]
     assert any(len(known) > 1 for known in ways)  # else the batches would all go one way
+
+
+class Marked(nn.Module):
+    """Passes some samples of a batch by its second layer; how many differs from batch to batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.act, self.b = nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        marked, x = x[:, 0] > 1.0, self.act(self.a(x))
+        out = x.clone()
+        out[marked] = self.b(x[marked])
+        return out
+
+
+def some(output: Tensor, target: Tensor) -> Tensor:
+    """A loss that leaves a class out."""
+    kept = target != 2
+    return nn.functional.cross_entropy(output[kept], target[kept])
+
+
+@pytest.mark.parametrize("model", [Marked, lambda: Reading(WAYS["bool"])])
+def test_fused_follows_shapes_that_hang_on_the_batch_as_serial_does(make_task, make_data, model):
+    data = make_data(120, (6,), dtype=torch.float64)
+    settings = {"kinds": {"act": ["standard"]}, "batch_size": 20, "loss": some}
+    task = make_task(data, model=lambda: model().double(), **settings)
+    ours, theirs = curves(FusedTrainer(task, 2)), curves(SerialTrainer(task, 2))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
 
 
 def test_a_constant_that_is_read_is_no_reason_to_look_again():
@@ -128,7 +159,7 @@ def test_a_number_that_always_differs_makes_a_model_train_serially(make_task, ma
     )
     trainer, said = choice(task)
     assert isinstance(trainer, SerialTrainer)
-    assert "reads a number from a tensor that differs from batch to batch" in said
+    assert "reads a number from a tensor, or the shape of one, that differs from batch" in said
 
 
 def test_a_value_that_depends_on_the_member_names_its_place(make_task):

@@ -90,6 +90,18 @@ def test_members_with_and_without_terms_train_as_one_by_one(task, weights):
     assert_twins(task, plans(), weights)
 
 
+class RuledOut(Norms):
+    """Has a class more, which it rules out."""
+
+    def forward(self, x):
+        return F.pad(super().forward(x), (0, 1), value=-torch.inf)
+
+
+def test_terms_where_a_class_is_ruled_out(make_task, make_data, weights):
+    task = make_task(make_data(dtype=torch.float64), model=RuledOut, kinds=KINDS)
+    assert_twins(task, plans(), weights)
+
+
 def huber(output, target):
     return F.huber_loss(output.squeeze(-1), target.to(output.dtype))
 

@@ -103,6 +103,26 @@ def test_the_training_itself_goes_on_as_without(make_task, make_data):
     assert losses[0] == losses[1]
 
 
+class Frozen(Net):
+    """Keeps a BatchNorm in eval mode, as fine-tuning does."""
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.bn2.eval()
+        return self
+
+
+@pytest.mark.parametrize("trainer", [SerialTrainer, FusedTrainer])
+def test_what_a_model_keeps_in_eval_mode_stays_as_it_is(make_task, make_data, weights, trainer):
+    task = make_task(make_data(40, (6,)), model=Frozen, kinds=KINDS, recalibrate=True)
+    one = trainer(task, 3)
+    trained(one)
+    for slot in range(3):
+        mine = weights(one, slot)
+        assert (mine["bn2.running_mean"] == 0).all() and (mine["bn2.running_var"] == 1).all()
+        assert (mine["bn.running_mean"] != 0).all()
+
+
 def test_no_more_than_so_many_batches_are_used_and_a_model_without_norms_needs_none(monkeypatch):
     monkeypatch.setattr(statistics, "BATCHES", 3)
     seen = []

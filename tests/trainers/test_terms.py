@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from droptune.consistency import Place, Term
 from droptune.errors import ModelError, PlanError
@@ -198,6 +199,19 @@ def test_where_outputs_agree_the_distance_and_its_gradient_are_exactly_0(name, l
     assert not torch.autograd.grad(distance, other)[0].any()
 
 
+@pytest.mark.parametrize("name", ["r_drop", "fraternal", "adversarial"])
+def test_a_class_that_is_ruled_out_counts_for_nothing(name):
+    one, other = normal(6, 4), normal(6, 4, seed=1).requires_grad_()
+    ruled_out = torch.full((6, 1), -torch.inf, dtype=one.dtype)
+    distance = distance_of(name, "cross_entropy")
+    wider = distance(*(torch.cat((output, ruled_out), 1) for output in (one, other)))
+    # The mean squared difference is over one more number.
+    expected = distance(one, other) * (4 / 5 if name == "fraternal" else 1)
+    torch.testing.assert_close(wider, expected)
+    gradients = [torch.autograd.grad(d, other)[0] for d in (wider, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 # What a step descends
 
 
@@ -330,6 +344,28 @@ def test_further_passes_draw_from_streams_of_their_own():
     with pytest.raises(RuntimeError), another_pass(model, AGAIN, "2", ones):
         raise RuntimeError
     assert dropout.mask is None and kind.stream.part == first
+
+
+class Rerun(nn.Module):
+    """Runs its middle under gradient checkpointing, in the way that is reentrant."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.drop, self.b = nn.Linear(6, 8), nn.Dropout(0.1), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.drop(self.a(x).tanh())
+        return self.head(checkpoint(self.b, x, use_reentrant=True).tanh())
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_checkpointing_that_gives_no_gradient_by_a_mask_is_refused(make_task):
+    trainer = SerialTrainer(make_task(model=Rerun, kinds={"drop": ("standard",)}))
+    trainer.begin(0)
+    trainer.start(0, Plan({"drop": ("standard", 0.1)}, "adversarial"))
+    with pytest.raises(ModelError, match="^an adversarial term .*use use_reentrant=False, or"):
+        trainer.epoch()
 
 
 def test_a_mask_that_does_not_fit_the_batch_is_refused():

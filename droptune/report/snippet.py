@@ -67,7 +67,7 @@ def python(plan: Row, sites: Iterable[Row], about: str) -> str:
 
     Args:
         plan: a plan's JSON.
-        sites: of the study, as `Site.to_json` or `Queries.study` gives them.
+        sites: of the study, as `Queries.study` gives them.
         about: one line that goes on top.
     """
     found = {site["name"]: site for site in sites}
@@ -118,7 +118,7 @@ def _where_it_stands(site: Row) -> str:
 
 def _by_hand(rates: Mapping[str, float], found: Mapping[str, Row]) -> str:
     modules = {name: r for name, r in rates.items() if found[name]["reach"] == "module"}
-    layers = {found[name]["path"]: r for name, r in rates.items() if name not in modules}
+    layers = {name.rpartition("@")[0]: r for name, r in rates.items() if name not in modules}
     return _BY_HAND.format(
         rates=_table(modules),
         layers=_LAYERS.format(rates=_table(layers)) if layers else "",

@@ -62,9 +62,13 @@ OWN = {
 }
 
 
+#: What `store.Queries.study` knows of a site.
+STORED = ("name", "role", "layout", "reach", "shape", "kind", "rate")
+
+
 def code_of(plan: Plan, model: nn.Module, x: Tensor) -> str:
     """Return the code for a plan, and check that it is Python of one meaning."""
-    sites = [site.to_json() for site in find_sites(model, x)]
+    sites = [{k: site.to_json()[k] for k in STORED} for site in find_sites(model, x)]
     code = snippet.python(plan.to_json(), sites, "Dropout of study 'm\ny'")
     assert code.startswith("# Dropout of study 'm\\ny'\n")
     assert code.isascii() and "\x1b" not in code

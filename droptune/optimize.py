@@ -64,6 +64,11 @@ class Optimization:
             )
         if leaks := self.study.leaks():
             self.shown.message(leaks_line(leaks))
+        if unused := self.study.space.unused_kinds:
+            self.shown.message(
+                f"not tried, for they fit all sites of no role: {', '.join(unused)} "
+                "(`droptune sites` lists what fits)"
+            )
         with Store(self.study.url) as store:
             self.store = store
             with self.clockwork("store"):

@@ -171,7 +171,7 @@ def _aside() -> Iterator[None]:
     states = random.getstate(), numpy.random.get_state()
     try:
         with torch.random.fork_rng([]), torch.no_grad(), _Off():
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # of the CPU alone: GPUs have theirs
             yield
     finally:
         random.setstate(states[0])

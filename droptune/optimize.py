@@ -199,7 +199,7 @@ class Optimization:
             blocks=counted,
             runs=runs,
             searched=self._searched(arms),
-            unit="nats" if study.objective == "val_loss" and _is_nats(study.loss) else "",
+            unit="nats" if _is_in_nats(study) else "",
         )
 
     def _searched(self, arms: Mapping[str, Plan]) -> dict[Plan, tuple[int, float]]:
@@ -243,5 +243,7 @@ def block_seed(seed: int, block: int) -> int:
     return derive(seed, "block", block) % 2**31
 
 
-def _is_nats(loss: Any) -> bool:
-    return loss in ("cross_entropy", "binary_cross_entropy")
+def _is_in_nats(study: "Study") -> bool:
+    """Tell whether the objective is a loss of droptune's own training, in nats."""
+    own = study.train is None and study.objective == "val_loss"
+    return own and study.loss in ("cross_entropy", "binary_cross_entropy")

@@ -207,7 +207,7 @@ def _tried(module: nn.Module, shape: tuple[int, ...]) -> Dropper | None:
             found = _moved(module, shape, name)
             if found is not None:
                 kind, is_rate = found
-                return Dropper(kind, float(value if is_rate else 1 - value))
+                return Dropper(kind, float(value if is_rate else round(1 - value, 9)))
     return today
 
 

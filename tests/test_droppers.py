@@ -116,7 +116,7 @@ class Added(DropPath):
 )  # fmt: skip
 def test_kind_and_rate_are_seen(build, kind, rate):
     found = dropper(build(rate))
-    assert found.kind == kind and found.rate == pytest.approx(rate)
+    assert found == Dropper(kind, rate)
 
 
 def test_a_rate_that_no_attribute_sets_is_read_off_what_is_kept():

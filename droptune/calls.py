@@ -52,7 +52,7 @@ class Call:
     call: str = ""  # "@dropout", "@attention" ...: of a function that drops
     kind: str | None = None
     rate: float | None = None
-    steps_first: bool = False  # (L, N, F), as a recurrent layer before it has returned
+    steps_first: bool = False  # (L, N, F), as recurrent and torch's attention layers take it
     ends_branch: bool = False  # of a dropout that drops paths: it ends a residual branch
 
 
@@ -171,7 +171,7 @@ class _Watch:
                     "check that it takes what the data holds"
                 ) from error
         self.settle_branches()
-        _count(self.calls)
+        _count(self.calls, shape_of(example)[:1])
         return self.calls
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -253,7 +253,7 @@ def _attends(x: Tensor) -> bool:
     return bool((x >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=0.01)
 
 
-def _count(calls: list[Call]) -> None:
+def _count(calls: list[Call], batch: tuple[int, ...]) -> None:
     """Say of each call whether it is its module's first, and what feeds it."""
     counts = Counter((seen.path, seen.call) for seen in calls if seen.path is not None)
     met: set[tuple[str, str]] = set()
@@ -265,7 +265,8 @@ def _count(calls: list[Call]) -> None:
             met.add(place)
         seen.role = role
         shape = seen.given or seen.returned
-        seen.steps_first = len(shape) == 3 and shape[:2] == sequence
+        turned = shape[:1] != batch == shape[1:2] and role != "conv"
+        seen.steps_first = len(shape) == 3 and (turned or shape[:2] == sequence)
         if seen.what == "weight":
             role = role_of(seen.module)  # type: ignore[arg-type]
             if time_major(seen.module) and len(seen.returned) == 3:  # type: ignore[arg-type]

@@ -167,8 +167,8 @@ def best(name: str, store: str, as_json: bool) -> None:
       study       name
       verdict     helps, no benefit, hurts or undecided
       plan        {"version", "sites": {site: {"kind", "rate", "schedule"}}}, or null; a
-                  rate that moves has its "fraction" of training, too, and a plan that adds
-                  to the loss its "term"
+                  rate that moves has its "fraction" of training, too, a kind the "settings"
+                  that differ from its defaults, and a plan that adds to the loss its "term"
       objective   name of the metric that decides
       best        {"arm", "value", "trial", "search_value"}: the plan's name, its mean over
                   the fresh seeds, its trial and the value it had there; before a verdict

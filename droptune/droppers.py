@@ -171,7 +171,7 @@ def _aside() -> Iterator[None]:
     states = random.getstate(), numpy.random.get_state()
     try:
         with torch.random.fork_rng([]), torch.no_grad(), _Off():
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # of the CPU alone: GPUs have theirs
             yield
     finally:
         random.setstate(states[0])
@@ -207,7 +207,7 @@ def _tried(module: nn.Module, shape: tuple[int, ...]) -> Dropper | None:
             found = _moved(module, shape, name)
             if found is not None:
                 kind, is_rate = found
-                return Dropper(kind, float(value if is_rate else 1 - value))
+                return Dropper(kind, float(value if is_rate else round(1 - value, 9)))
     return today
 
 

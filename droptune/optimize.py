@@ -64,6 +64,11 @@ class Optimization:
             )
         if leaks := self.study.leaks():
             self.shown.message(leaks_line(leaks))
+        if unused := self.study.space.unused_kinds:
+            self.shown.message(
+                f"not tried, for they fit all sites of no role: {', '.join(unused)} "
+                "(`droptune sites` lists what fits)"
+            )
         with Store(self.study.url) as store:
             self.store = store
             with self.clockwork("store"):
@@ -194,7 +199,7 @@ class Optimization:
             blocks=counted,
             runs=runs,
             searched=self._searched(arms),
-            unit="nats" if study.objective == "val_loss" and _is_nats(study.loss) else "",
+            unit="nats" if _is_in_nats(study) else "",
         )
 
     def _searched(self, arms: Mapping[str, Plan]) -> dict[Plan, tuple[int, float]]:
@@ -238,5 +243,7 @@ def block_seed(seed: int, block: int) -> int:
     return derive(seed, "block", block) % 2**31
 
 
-def _is_nats(loss: Any) -> bool:
-    return loss in ("cross_entropy", "binary_cross_entropy")
+def _is_in_nats(study: "Study") -> bool:
+    """Tell whether the objective is a loss of droptune's own training, in nats."""
+    own = study.train is None and study.objective == "val_loss"
+    return own and study.loss in ("cross_entropy", "binary_cross_entropy")

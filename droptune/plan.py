@@ -155,14 +155,17 @@ class Plan(Mapping[str, Entry]):
     def everywhere(cls, sites: Iterable[Site], rate: float, kind: str | None = None) -> "Plan":
         """Return the plan with one rate at all sites; each site's default kind by default.
 
-        Residual branches without dropout today are left out, unless the kind is one for
-        residual branches: then these are all the plan names.
+        Of a kind that is named, at the sites that it fits. Residual branches and recurrent
+        states without dropout today are left out, unless the kind invites them
+        (`Site.takes_part`).
+
+        Raises:
+            PlanError: an unknown kind, or a rate outside [0, 1).
         """
-        named = () if kind is None else (kind,)
-        if kind in KINDS and KINDS[kind].roles == {"residual"}:
-            sites = [site for site in sites if site.role == "residual"]
-        taking_part = [site for site in sites if site.takes_part(named)]
-        return cls({site.name: Entry(kind or site.default_kind, rate) for site in taking_part})
+        if kind is None:
+            return cls({s.name: Entry(s.default_kind, rate) for s in sites if s.takes_part()})
+        entry = Entry(kind, rate)
+        return cls({s.name: entry for s in sites if s.takes_part((kind,)) and s.fits(kind)})
 
     @property
     def term(self) -> Term | None:

@@ -35,7 +35,6 @@ def check(settings: Mapping[str, Any]) -> None:
     Raises:
         StudyError: one is not allowed; the first is named.
     """
-    _check_task(settings)
     for what in ("name", "objective", "device"):
         value = settings[what]
         if not isinstance(value, str) or not value.strip():
@@ -52,9 +51,11 @@ def check(settings: Mapping[str, Any]) -> None:
             raise StudyError(f"{what} {settings[what]!r}: a whole number from {least} is needed")
     if settings["slots"] != "auto" and not _is_whole(settings["slots"], 1):
         raise StudyError(f"slots {settings['slots']!r}: 'auto' or a whole number from 1 is needed")
-    _check_kinds(settings["kinds"])
-    _check_schedules(settings["schedules"])
-    _check_terms(settings["terms"], settings["train"])
+    if settings["kinds"] is not None:
+        _check_names("kinds", settings["kinds"], ["standard", "gaussian"])
+    _check_names("schedules", settings["schedules"], ["constant", "early"])
+    _check_names("terms", settings["terms"], ["none", "r_drop"])
+    _check_task(settings)
     seconds(settings["time"])
     if settings["pruner"] != "none" and not rungs(settings["epochs"], settings["pruner"]):
         raise StudyError(
@@ -115,32 +116,20 @@ def _check_task(settings: Mapping[str, Any]) -> None:
         raise StudyError(f"recalibrate {settings['recalibrate']!r}: True or False is needed")
     if train is not None and settings["recalibrate"]:
         raise StudyError("recalibrate is for droptune's own training; with train= leave it out")
+    if train is not None and {*settings["terms"]} != {NO_TERM}:
+        raise StudyError(
+            f"terms {list(settings['terms'])}: train= computes its own loss, to which droptune "
+            "adds nothing; leave terms out, or compute droptune.ConsistencyLoss in train="
+        )
     if data is None and (train is None or settings["example"] is None):
         raise StudyError("give data=, or your own train= with example= (a batch for the model)")
-
-
-def _check_kinds(kinds: Any) -> None:
-    listed = isinstance(kinds, Sequence) and not isinstance(kinds, str)
-    if kinds is not None and not (listed and all(isinstance(kind, str) for kind in kinds)):
-        raise StudyError(f"kinds {kinds!r}: give a list of names, such as ['standard', 'gaussian']")
 
 
 def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _check_schedules(schedules: Any) -> None:
-    listed = isinstance(schedules, Sequence) and not isinstance(schedules, str)
-    if not listed or not all(isinstance(name, str) for name in schedules):
-        raise StudyError(f"schedules {schedules!r}: give a list, such as ['constant', 'early']")
-
-
-def _check_terms(terms: Any, train: Any) -> None:
-    listed = isinstance(terms, Sequence) and not isinstance(terms, str)
-    if not listed or not all(isinstance(name, str) for name in terms):
-        raise StudyError(f"terms {terms!r}: give a list, such as ['none', 'r_drop']")
-    if train is not None and set(terms) != {NO_TERM}:
-        raise StudyError(
-            f"terms {list(terms)}: train= computes its own loss, to which droptune adds nothing; "
-            "leave terms out, or compute droptune.ConsistencyLoss in train="
-        )
+def _check_names(what: str, names: Any, example: list[str]) -> None:
+    listed = isinstance(names, Sequence) and not isinstance(names, str)
+    if not listed or not all(isinstance(name, str) for name in names):
+        raise StudyError(f"{what} {names!r}: give a list, such as {example}")

@@ -85,7 +85,11 @@ class Site:
     @property
     def allowed(self) -> tuple[str, ...]:
         """The kinds that suit its layout and role."""
-        return tuple(name for name, kind in KINDS.items() if kind.fits(self.layout, self.role))
+        return tuple(name for name in KINDS if self.fits(name))
+
+    def fits(self, kind: str) -> bool:
+        """Tell whether a kind suits its layout and role."""
+        return KINDS[kind].fits(self.layout, self.role)
 
     def takes_part(self, kinds: Collection[str] = ()) -> bool:
         """Tell whether a site belongs to a space, or to a plan for everywhere.
@@ -115,7 +119,8 @@ class Site:
         if self.before_norm:
             said.append("before a BatchNorm, whose statistics it shifts")
         if not self.takes_part():
-            said.append(f"only where {' or '.join(self.invited_by)} is asked for")
+            asked = " or ".join(self.invited_by)
+            said.append(f"only where {asked} is asked for" if asked else "only in plans by hand")
         if self.calls > 1:
             said.append(f"{self.calls} calls share one rate")
         return "; ".join(said) or None
@@ -271,7 +276,9 @@ def _branches(calls: list[Call], batch: tuple[int, ...]) -> list[tuple[float, Si
         if seen.what == "residual" and seen.first:
             name, shape = f"{seen.path}{seen.call}", seen.given
             layout = _layout(shape, seen.role) if shape[:1] == batch else "?" * len(shape)
-            site = Site(name, seen.path, "output", "residual", layout, 0, shape[1:])
+            layout = "LNF" if seen.steps_first else layout
+            shape = _of_a_sample(shape, layout)
+            site = Site(name, seen.path, "output", "residual", layout, 0, shape)
             found.append((index, replace(site, calls=seen.count)))
     return found
 

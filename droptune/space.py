@@ -98,11 +98,13 @@ class Space:
     def _kinds_of(self, group: str) -> tuple[str, ...]:
         """Return the asked kinds that fit every site of a group."""
         sites = [site for site in self.sites if group_of(site) == group]
-        return tuple(
-            kind
-            for kind in self.asked_kinds
-            if all(KINDS[kind].fits(site.layout, site.role) for site in sites)
-        )
+        return tuple(kind for kind in self.asked_kinds if all(site.fits(kind) for site in sites))
+
+    @property
+    def unused_kinds(self) -> list[str]:
+        """The asked kinds that fit all sites of no group, and are not tried."""
+        used = {kind for choices in self._choices.values() for kind in choices}
+        return [kind for kind in self.asked_kinds if kind not in used]
 
     @property
     def kinds(self) -> dict[str, tuple[str, ...]]:

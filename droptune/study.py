@@ -66,7 +66,7 @@ class Study:
             curriculum; early suits a model that underfits, late one that overfits.
         terms: what may be added to the loss, among none, r_drop, fraternal and adversarial. A
             further pass over each batch, two of adversarial, makes them cost.
-        sampler: tpe, gp, cmaes, qmc, random or grid.
+        sampler: tpe, gp, cmaes, qmc, random, grid or autodropout.
         pruner: none, median, hyperband or successive-halving. Rungs favour small rates,
             because dropout slows the start of training, so the default is none.
         trials: budget of the search in trials; a total over all runs of the command.

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
+from torch import nn
 
 from droptune import cli
 from droptune.report import tables
@@ -49,6 +50,24 @@ def test_python_is_written_for_a_file_that_ends_in_py_and_runs(url, tmp_path):
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     rate = plan["sites"].get("2", {"rate": 0.0})["rate"]
     assert result.stdout.strip() == str(rate), result.stderr
+
+
+def attentive() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (5, 6)),
+        nn.TransformerEncoderLayer(6, 2, 8, dropout=0.1, batch_first=True),
+        nn.Flatten(),
+        nn.Linear(30, 2),
+    )
+
+
+def test_the_python_of_layers_is_written_from_what_the_store_keeps(tmp_path):
+    url = fresh(tmp_path)
+    study(url, model=attentive, trials=1, confirm_blocks=0).optimize(progress=Notes())
+    names: dict = {}
+    exec(export(url, "--format", "python").stdout, names)
+    model = names["set_dropout"](attentive())
+    assert model[1].self_attn.dropout == model[1].dropout1.p == 0
 
 
 def test_a_table_is_for_people(url, tmp_path):

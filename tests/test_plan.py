@@ -92,6 +92,15 @@ def test_everywhere_takes_the_default_kind_of_each_site_or_the_one_that_is_asked
     assert Plan.everywhere(sites, 0.0) == Plan.none()
 
 
+def test_a_named_kind_goes_everywhere_that_it_fits():
+    names = {"NF": "drop", "VF": "emb@rows", "NLS": "rnn@state", "NLF": "rnn@input"}
+    sites = [Site(n, "", "inside", "recurrent", at, 0, (4, 6)) for at, n in names.items()]
+    found = {kind: list(Plan.everywhere(sites, 0.1, kind)) for kind in ("standard", "locked")}
+    assert found == {"standard": ["drop", "rnn@input"], "locked": ["rnn@state", "rnn@input"]}
+    with pytest.raises(PlanError, match="^unknown kind 'lokced'; nearest: locked"):
+        Plan.everywhere([], 0.1, "lokced")
+
+
 def test_a_saved_plan_is_loaded(tmp_path):
     plan = Plan({"0": ("standard", 1 / 3)})
     plan.save(tmp_path / "plan.json")

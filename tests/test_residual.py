@@ -180,13 +180,19 @@ def test_a_layer_called_twice_is_one_tied_site_if_both_calls_are_branches():
     assert names(Sum(lambda m, x: (h := m.f(x)) + m.f(h))) == []
 
 
-def test_a_branch_of_tensors_with_positions_in_front_has_unknown_axes_and_takes_no_drop_path():
-    def forward(m, x):
-        h = x.transpose(0, 1)
-        return (h + m.f(h)).transpose(0, 1)
-
-    (site,) = branches(Sum(forward), SEQUENCE)
-    assert site.layout == "???" and "drop_path" not in site.allowed
+@pytest.mark.parametrize(
+    ("turn", "back", "layout"),
+    [
+        (lambda x: x.transpose(0, 1), lambda x: x.transpose(0, 1), "LNF"),
+        (lambda x: x.flatten(0, 1), lambda x: x.view(4, 5, 6), "??"),
+    ],
+)
+def test_a_branch_without_samples_in_front_takes_no_drop_path_and_the_remark_says_so(
+    turn, back, layout
+):
+    (site,) = branches(Sum(lambda m, x: back((h := turn(x)) + m.f(h))), SEQUENCE)
+    assert site.layout == layout and "drop_path" not in site.allowed
+    assert site.remark == "only in plans by hand" and not site.takes_part(KINDS)
 
 
 def test_a_branch_is_a_site_with_role_layout_and_kinds():

@@ -10,6 +10,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import droptune
 from droptune import Plan, find_sites
+from droptune.consistency import masked_place
 from droptune.droppers import DROPOUT_MODULES
 from droptune.errors import ModelError
 from droptune.sites import Site
@@ -34,6 +35,20 @@ class Net(nn.Module):
 
 def mlp() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 7), nn.Tanh(), nn.Linear(7, 3))
+
+
+def test_where_torchs_transformer_has_steps_in_front_the_layout_says_so():
+    model = Net(
+        lambda m, x: m.out(m.layer(m.put(x).transpose(0, 1)).mean(0)),
+        put=nn.Linear(6, 4), layer=nn.TransformerEncoderLayer(4, 2, 8), out=nn.Linear(4, 3),
+    )  # fmt: skip
+    sites = {site.name: site for site in find_sites(model, torch.randn(2, 5, 6))}
+    inner = [site for name, site in sites.items() if ".dropout" in name]
+    assert len(inner) == 5 and {site.layout for site in inner} == {"LNF"}
+    assert sites["layer.dropout"].shape == (5, 8) and "locked" not in sites["layer.dropout"].allowed
+    assert sites["@input"].layout == "NLF"
+    # A mask of a sample's features would not fit there.
+    assert masked_place(tuple(sites.values())).site == "@input"
 
 
 def names(model: nn.Module, example) -> list[str]:

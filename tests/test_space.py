@@ -158,6 +158,13 @@ def test_where_no_asked_kind_fits_the_default_kind_stays():
     assert space.kinds["fc1"] == ("standard",) and space.kinds["drop"] == ("alpha",)
 
 
+def test_asked_kinds_that_no_role_can_take_as_a_whole_are_named():
+    mixed = [*SITES, Site("rnn", "rnn", "output", "hidden", "NLF", 7, (5, 9))]
+    kinds = ["locked", "standard", "drop_key", "channel"]
+    assert Space(mixed, kinds=kinds).unused_kinds == ["locked", "drop_key"]
+    assert Space(mixed).unused_kinds == []
+
+
 def test_one_kind_may_be_given_alone_and_doubles_count_once():
     assert Space(SITES, kinds="gaussian").kinds == Space(SITES, kinds=["gaussian"] * 2).kinds
 

@@ -69,3 +69,14 @@ def test_a_training_loop_that_raises_fails_its_trial_alone(url):
     assert {state for number, state in trials(url) if number != 1} == {"COMPLETE"}
     with Queries(url) as queries:
         assert queries.trial("mine", 1)["message"] == "train= raised KeyError: 'x' at epoch 1"
+
+
+def test_nats_are_claimed_of_droptunes_own_loss_alone(url):
+    def theirs(model, *, seed, device):
+        for score in by_hand(model, seed=seed, device=device):
+            yield {"val_loss": score["score"] ** 0.5}
+
+    changes = {"objective": "val_loss", "trials": 3, "confirm_blocks": 2}
+    said = str(own(url, train=theirs, name="theirs", **changes).optimize(progress=Notes()).verdict)
+    assert "paired seeds" in said and "nats" not in said
+    assert " nats" in str(study(url, **changes).optimize(progress=Notes()).verdict)

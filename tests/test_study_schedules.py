@@ -38,7 +38,8 @@ def test_other_schedules_are_another_study(url):
 
 
 def test_a_plan_that_moves_is_applied_and_moved_by_hand():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    # No ReLU at random weights: in 1 of 8 cases all three units behind it are 0 anyway.
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
     droptune.apply(model, Plan({"0": ("standard", 0.9, "late", 0.5)}), seed=0)
     x = torch.ones(64, 3)
     assert torch.equal(model.train()(x), model.eval()(x))

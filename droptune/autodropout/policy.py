@@ -53,7 +53,7 @@ class Policy:
     def __init__(self, sizes: Sequence[int], seed: int) -> None:
         self.sizes = tuple(sizes)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # of the CPU alone: GPUs have theirs
             self._net = _Net(self.sizes)
         self._optimizer = torch.optim.Adam(self._net.parameters(), RATE)
 

@@ -20,8 +20,8 @@ class MaxDrop(Kind):
     For each sample and channel the position of the maximum is found, and the one value there
     is set to 0 if m ~ Bernoulli(1 - rate) says so. Of equal maxima the first counts.
 
-    The one kind that does not preserve the mean, as nothing is scaled: on activations that
-    are not negative the mean of a map falls by `rate * max / positions`, which is little
+    Nothing is scaled, so the mean is not preserved: on activations that are not negative that
+    of a map falls by `rate * max / positions`, which is little
     unless maps are tiny. On a map of one position it is dropout without scaling.
 
     Park, Kwak, "Analysis on the Dropout Effect in Convolutional Neural Networks", ACCV 2016,

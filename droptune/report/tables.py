@@ -120,10 +120,11 @@ def trials(rows: Sequence[Row]) -> RenderableType:
 def sites(rows: Iterable[Row]) -> RenderableType:
     """Return a table of sites, as `Site.described` or `Queries.study` gives them.
 
-    Kinds and remarks, which no store keeps, are left out where they are not given.
+    Kinds and remarks, which no store keeps, are left out where they are not given. Kinds stand
+    below the table, once for all sites that they fit.
     """
     rows = list(rows)
-    more = [key for key in ("kinds", "remark") if any(row.get(key) for row in rows)]
+    more = ["remark"] if any(row.get("remark") for row in rows) else []
     table = _table("site", "role", "layout", "shape", "reach", "dropout today", *more)
     for row in rows:
         today = NOTHING if row["kind"] is None else f"{row['kind']} {short(row['rate'])}"
@@ -134,14 +135,14 @@ def sites(rows: Iterable[Row]) -> RenderableType:
             _text(" x ".join(map(str, row["shape"])) or NOTHING),
             _text(row["reach"]),
             _text(today),
-            *(_text(_listed(row.get(key))) for key in more),
+            *(_text(row.get("remark") or "") for _ in more),
         )
-    return table
-
-
-def _listed(value: Any) -> str:
-    """Return a text, or several as one."""
-    return value if isinstance(value, str) else ", ".join(value or ())
+    fitting: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        if row.get("kinds"):
+            fitting.setdefault(tuple(row["kinds"]), []).append(row["name"])
+    lines = [f"{', '.join(names)}: {', '.join(kinds)}" for kinds, names in fitting.items()]
+    return Group(table, *map(_text, ["", "kinds that fit", *lines])) if lines else table
 
 
 def best(row: Row, text: str | None = None) -> RenderableType:

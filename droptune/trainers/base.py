@@ -230,13 +230,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def checked_output(output: Any) -> Tensor:
-    """Return a model's output.
+    """Return a model's output: the tensor that it returns, or of several the `logits`.
+
+    That is what models of transformers call the output that their own loss is computed from.
 
     Raises:
-        ModelError: it is not one tensor.
+        ModelError: it is neither.
     """
     if isinstance(output, Tensor):
         return output
+    if isinstance(logits := getattr(output, "logits", None), Tensor):
+        return logits
     raise ModelError(
         f"the model returns a {type(output).__name__}; return one tensor, or train it "
         "with your own loop (train=)"

@@ -63,7 +63,8 @@ def check_fit(task: Task) -> nn.Module:
                 f"the model fails on a batch of shape {tuple(x.shape)} of the data "
                 f"({type(error).__name__}: {first_line(error)}); make its first layer fit the data"
             ) from error
-        _check_classes(task, checked_output(output))
+        output = checked_output(output)
+        _check_classes(task, output)
         _check_loss(task, output, y)
         _check_last_batch(task, model)
     return model.train()

@@ -358,9 +358,10 @@ class FusedTrainer:
     def _forward(self, params: dict, buffers: dict, x: Tensor) -> Tensor:
         """Return the outputs of all members."""
         mapped = torch.vmap(
-            lambda p, b: functional_call(self._model, (p, b), (x,)), randomness="same"
+            lambda p, b: checked_output(functional_call(self._model, (p, b), (x,))),
+            randomness="same",
         )
-        return checked_output(mapped(params, buffers))
+        return mapped(params, buffers)
 
     def _train_step(self, needs: tuple[Need, ...], *flat: Tensor) -> list[Tensor]:
         params, buffers, (x, y, *knobs) = self._named(flat)

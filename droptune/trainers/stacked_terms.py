@@ -69,11 +69,11 @@ def again_stacked(
 
     def member(mine: dict, state: dict, *masks: Tensor) -> Tensor:
         with another_pass(model, part, site, *masks):
-            return functional_call(model, (mine, state), (x,))
+            return checked_output(functional_call(model, (mine, state), (x,)))
 
     copies = {name: buffer.clone() for name, buffer in buffers.items()}
     masks = () if mask is None else (mask,)
-    return checked_output(torch.vmap(member, randomness="same")(params, copies, *masks))
+    return torch.vmap(member, randomness="same")(params, copies, *masks)
 
 
 def stacked_penalised(

@@ -138,6 +138,15 @@ def test_a_study_runs(name, data, tmp_path):
     checks.a_study_runs(build, data, tmp_path, trainer="fused", slots=2)
 
 
+@pytest.mark.parametrize("model", ["bert", "vit"])
+def test_a_model_whose_output_has_logits_needs_no_wrapper(model, tmp_path):
+    y, x = torch.arange(24) % 3, IMAGES if model == "vit" else WORDS
+    data = Data(train=(x[:16], y[:16]), val=(x[16:], y[16:]))
+    checks.fused_follows_serial(lambda: MODELS[model]().model, data)
+    options = {"trainer": "serial", "kinds": ["standard"], "terms": ["r_drop"]}
+    checks.a_study_runs(lambda: MODELS[model]().model, data, tmp_path, **options)
+
+
 class Padded(Logits):
     """Hides padding, as a user would; the model looks into the mask whether there is any."""
 

@@ -1,5 +1,7 @@
 """A model that does not fit the task is told before anything is trained, in one line."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -20,6 +22,14 @@ class Returns(nn.Module):
 
     def forward(self, x):
         return self.change(self.inner(x))
+
+
+def test_of_an_output_of_several_parts_the_logits_count(make_task):
+    task = make_task(model=lambda: Returns(lambda o: SimpleNamespace(logits=o)), kinds={})
+    check_fit(task)
+    few = make_task(model=lambda: Returns(lambda o: SimpleNamespace(logits=o), 2), kinds={})
+    with pytest.raises(ModelError, match="has 2 outputs and the labels go up to 2"):
+        check_fit(few)
 
 
 def test_a_model_that_fits_is_returned_freshly_built(make_task, mlp):

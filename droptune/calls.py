@@ -7,26 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from droptune.activations import ACTIVATIONS
 from droptune.droppers import dropper
 from droptune.errors import ModelError
 from droptune.functional import Calls, Drop, ordinal
 from droptune.recurrent import time_major
 from droptune.residual import Tracker, pick
-
-_ACTIVATIONS = frozenset(
-    getattr(namespace, name)
-    for namespace in (torch, F, Tensor)
-    for stem in (
-        "relu relu6 leaky_relu prelu elu selu celu gelu silu mish tanh sigmoid "
-        "hardtanh hardswish hardsigmoid softplus softsign tanhshrink logsigmoid glu"
-    ).split()
-    for name in (stem, stem + "_")
-    if hasattr(namespace, name)
-)
 
 
 def call(model: nn.Module, example: Any) -> Any:
@@ -111,7 +100,7 @@ class _Functions(Calls):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[override]
         result = super().__torch_function__(func, types, args, kwargs)
-        if func in _ACTIVATIONS:
+        if func in ACTIVATIONS:
             self._activation(result)
         self._done(func, (args, kwargs), result)
         return result

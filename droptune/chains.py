@@ -130,12 +130,8 @@ class Looking:
 
     def let_go(self) -> None:
         """Give the model its own forward back."""
-        if vars(self.module).get("forward") is not self:
-            return  # somebody put another one over it
-        if self.before is None:
-            del self.module.forward
-        else:
-            self.module.forward = self.before
+        if not functional.give_back(self.module, self, self.before):
+            return
         watched = functional.watched(self.module)
         if watched is not None and watched not in watched.callers:
             watched.let_go()  # it wanted to go while this one stood over it

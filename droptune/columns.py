@@ -20,20 +20,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from droptune import recomputation
+from droptune.activations import ELEMENTWISE
 from droptune.errors import ModelError
 from droptune.kinds.controlled import Controlled, count_kept, drop_units
-
-#: Functions that act on each element of one tensor by itself.
-ELEMENTWISE = frozenset(
-    getattr(namespace, name)
-    for namespace in (torch, F, Tensor)
-    for stem in (
-        "relu relu6 leaky_relu elu selu celu gelu silu mish tanh sigmoid hardtanh hardswish "
-        "hardsigmoid softplus softsign tanhshrink logsigmoid hardshrink softshrink threshold"
-    ).split()
-    for name in (stem, stem + "_")
-    if hasattr(namespace, name)
-)
 
 #: What asks for a tensor's form, and not for its elements.
 FORM = frozenset(

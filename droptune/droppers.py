@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from droptune.errors import ModelError
-from droptune.functional import Calls, Drop
+from droptune.functional import Calls, Drop, give_back
 from droptune.recurrent import is_recurrent
 
 #: Where a dropout module or a recurrent layer keeps the attribute of its rate, and the rate that
@@ -118,9 +118,7 @@ def switch_on(module: nn.Module) -> None:
         delattr(module, GIVEN)
     idle = vars(module).get("forward")
     if isinstance(idle, Idle):
-        del module.forward
-        if idle.before is not None:
-            module.forward = idle.before
+        give_back(module, idle, idle.before)
 
 
 def is_off(module: nn.Module) -> bool:

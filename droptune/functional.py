@@ -368,12 +368,22 @@ class Watched:
         """Give the module its own forward back."""
         if self in self.callers:
             self.callers.remove(self)
-        if vars(self.module).get("forward") is not self:
-            return  # somebody put another one over it
-        if self.before is None:
-            del self.module.forward
-        else:
-            self.module.forward = self.before
+        give_back(self.module, self, self.before)
+
+
+def give_back(module: nn.Module, forward: Callable, before: Callable | None) -> bool:
+    """Put back what stood in a module's forward before ours, None being the class's own.
+
+    Returns:
+        False where ours does not stand there: somebody put another one over it.
+    """
+    if vars(module).get("forward") is not forward:
+        return False
+    if before is None:
+        del module.forward
+    else:
+        module.forward = before
+    return True
 
 
 def can_call(module: nn.Module) -> bool:

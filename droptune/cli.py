@@ -9,7 +9,6 @@ import contextlib
 import os
 import shlex
 import sys
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ TRACEBACK = "DROPTUNE_TRACEBACK"  # the environment variable that asks for trace
 
 
 class Commands(click.Group):
-    """A group in which every error comes out as one line."""
+    """A group in which errors come out as one line, behind the traceback of a user's model."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
@@ -42,8 +41,10 @@ class Commands(click.Group):
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise
         except Exception as error:
-            if os.environ.get(TRACEBACK):
-                traceback.print_exception(error)
+            from droptune.target import traceback_of
+
+            shown = traceback_of(error, whole=bool(os.environ.get(TRACEBACK)))
+            click.echo(shown, err=True, nl=False)
             raise click.ClickException(_explained(error)) from error
 
 
@@ -212,14 +213,12 @@ def sites(target: str, as_json: bool) -> None:
       remark   what is to be known of it, or null
       trains   of the model: fused, or serially and why
     """
-    from droptune.sites import leaks_line
-
     with _stdout_for_data(as_json):
         study = _loaded(target, {})
-        rows, leaks = [site.described() for site in study.sites()], study.leaks()
+        rows, remarks = [site.described() for site in study.sites()], study.remarks()
         trains = study.trains() if rows else ""
-    if leaks:
-        click.echo(leaks_line(leaks), err=True)
+    for remark in remarks:
+        click.echo(remark, err=True)
     rows = [{**row, "trains": trains} for row in rows]
     _print(rows, as_json, "sites", "no place for dropout was found in this model")
     if rows and not as_json:

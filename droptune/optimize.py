@@ -13,7 +13,6 @@ from droptune.loop import Loop
 from droptune.plan import Plan
 from droptune.progress import Progress
 from droptune.search import Search
-from droptune.sites import leaks_line
 from droptune.space import AS_GIVEN, CONTROL
 from droptune.store import Store, prepare_engine
 from droptune.trainers import (
@@ -24,7 +23,6 @@ from droptune.trainers import (
     choose,
     metric_names,
     pick_device,
-    still_random,
 )
 from droptune.watch import Clockwork, Interrupt
 
@@ -57,13 +55,8 @@ class Optimization:
 
     def result(self) -> Result:
         """Run what is left to do and return the answer."""
-        if still_random(self.study.built, self.study.batch):
-            self.shown.message(
-                "the model draws random numbers in training that droptune does not reach yet "
-                "(noise of its own): they stay as they are in all trials"
-            )
-        if leaks := self.study.leaks():
-            self.shown.message(leaks_line(leaks))
+        for remark in self.study.remarks():
+            self.shown.message(remark)
         if unused := self.study.space.unused_kinds:
             self.shown.message(
                 f"not tried, for they fit all sites of no role: {', '.join(unused)} "

@@ -15,7 +15,7 @@ from droptune.optimize import Optimization
 from droptune.plan import Plan
 from droptune.progress import Progress
 from droptune.progress import progress as suitable_progress
-from droptune.sites import Site, find_leaks, find_sites
+from droptune.sites import Site, find_leaks, find_sites, leaks_line
 from droptune.space import NO_TERM, Space
 from droptune.store import hide
 from droptune.trainers import (
@@ -23,7 +23,9 @@ from droptune.trainers import (
     build,
     check_fit,
     fingerprint,
+    noise_line,
     pick_device,
+    unreached_noise,
     why_not_fused,
 )
 from droptune.watch import Interrupt
@@ -159,9 +161,12 @@ class Study:
         """Return the model's sites, in call order."""
         return find_sites(self.built, self.batch)
 
-    def leaks(self) -> list[str]:
-        """Return the calls of functions that drop although the model is in eval mode."""
-        return find_leaks(self.built, self.batch)
+    def remarks(self) -> list[str]:
+        """Return what is to be known of the model: dropout in eval mode, noise out of reach."""
+        leaking = find_leaks(self.built, self.batch)
+        drawing = unreached_noise(self.built, self.batch)
+        said = leaks_line(leaking) if leaking else None, noise_line(drawing) if drawing else None
+        return [line for line in said if line is not None]
 
     def trains(self) -> str:
         """Return how the model trains: "fused", or "serially" and why, or by its own loop."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from droptune.errors import DroptuneError, TargetError, nearest
+from droptune.errors import DroptuneError, ModelError, TargetError, nearest
 
 if TYPE_CHECKING:
     from droptune.study import Study
@@ -58,12 +58,38 @@ def user_line(error: BaseException) -> str | None:
     """
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return f"{_short(error.filename)} line {error.lineno}"
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    frames = _user_frames(error)
+    return f"{_short(frames[-1].filename)} line {frames[-1].lineno}" if frames else None
+
+
+def traceback_of(error: BaseException, whole: bool = False) -> str:
+    """Return the traceback of what failed in the user's own model, in the user's frames alone.
+
+    Empty for all other errors, and where torch's layers alone have failed.
+
+    Args:
+        error: any.
+        whole: return all of any error's traceback instead.
+    """
+    if whole:
+        return "".join(traceback.format_exception(error))
+    cause = error.__cause__
+    frames = _user_frames(cause) if isinstance(error, ModelError) and cause else []
+    if not frames:
+        return ""
+    lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
+    return "".join([*lines, *traceback.format_exception_only(cause)])
+
+
+def _user_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """Return the frames that lie neither in an installed library nor in droptune."""
+    found = []
+    for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)
         ours = str(path.resolve()).startswith(_LIBRARIES) or "site-packages" in path.parts
         if path.is_file() and not ours:
-            return f"{_short(frame.filename)} line {frame.lineno}"
-    return None
+            found.append(frame)
+    return found
 
 
 def _parts(target: str) -> tuple[str, str | None]:

@@ -11,6 +11,7 @@ from droptune.kinds import KINDS
 
 MODELS = """
 import torch
+import torch
 from torch import nn
 import droptune as dt
 from tests.branching import Model, PostNorm, data
@@ -31,7 +32,24 @@ class Branching(nn.Module):
 def loop(model, *, seed, device):
     yield {"val_loss": 1.0}
 
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+class Failing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.later(self.fc(x))
+
+    def later(self, x):
+        raise ValueError("not today")
+
 norm = dt.Study("norm", model=normed, data=data())
+failing = dt.Study("failing", model=Failing, data=dt.Data.digits())
+noisy = dt.Study("noisy", model=lambda: nn.Sequential(Noise(), normed()), data=data())
 branching = dt.Study("branching", model=Branching, data=data())
 residual = dt.Study("residual", model=lambda: Model(PostNorm()), data=data())
 own = dt.Study("own", model=normed, train=loop, data=data())
@@ -89,3 +107,21 @@ def test_the_keys_are_those_of_the_help(target):
     (row, *_) = rows(target, "norm").values()
     assert all(key in help_text for key in row)
     assert "before_norm" not in row
+
+
+def test_noise_that_no_plan_reaches_is_named(target):
+    result = CliRunner().invoke(cli.main, ["sites", f"{target}:noisy"])
+    assert result.exit_code == 0
+    assert result.stderr.startswith("0: draws random numbers in training that droptune does not")
+
+
+def test_a_forward_that_raises_shows_the_users_own_traceback_and_then_one_line(target):
+    for command in ("sites", "optimize"):
+        result = CliRunner().invoke(cli.main, [command, f"{target}:failing"])
+        assert result.exit_code == 1
+        *traceback, line = result.stderr.splitlines()
+        assert traceback[0] == "Traceback (most recent call last):"
+        frames = [text for text in traceback if text.startswith("  File")]
+        assert len(frames) == 2 and all(str(target) in text for text in frames)
+        assert traceback[-1] == "ValueError: not today"
+        assert line.startswith("Error: the model fails on a batch of shape (2, 64)")

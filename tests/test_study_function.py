@@ -54,7 +54,7 @@ def test_a_training_loop_of_ones_own_is_tuned(url):
 def test_the_example_may_be_arguments_or_keywords(url, example):
     one = own(url, example=example, confirm_blocks=0)
     assert [site.name for site in one.sites()] == ["@input", "2"]
-    assert one.leaks() == [] and one.trains().startswith("by its own loop")
+    assert one.remarks() == [] and one.trains().startswith("by its own loop")
     one.optimize(progress=Notes())
     assert trials(url) == [(number, "COMPLETE") for number in range(6)]
 

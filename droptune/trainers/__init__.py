@@ -17,8 +17,9 @@ from droptune.trainers.fit import (
     check_fit,
     fingerprint,
     metric_names,
+    noise_line,
     pick_device,
-    still_random,
+    unreached_noise,
 )
 from droptune.trainers.function import FunctionTrainer
 from droptune.trainers.fused import FusedTrainer
@@ -44,6 +45,7 @@ __all__ = [
     "is_out_of_memory",
     "metric_names",
     "pick_device",
-    "still_random",
+    "noise_line",
+    "unreached_noise",
     "why_not_fused",
 ]

@@ -109,7 +109,7 @@ class Site:
     def invited_by(self) -> tuple[str, ...]:
         """The kinds that bring a place into a space which is else left out; none for others."""
         if self.role == "residual":
-            return tuple(k for k in self.allowed if KINDS[k].roles == {"residual"})
+            return tuple(k for k in self.allowed if KINDS[k].branches)
         return self.allowed if self.layout in _STATES else ()
 
     @property

@@ -90,7 +90,7 @@ def test_the_remark_says_what_is_to_be_known(target):
     assert reason in run(f"{target}:norm")
     assert rows(target, "branching")["drop"]["remark"] == "2 calls share one rate"
     remark = rows(target, "residual")["block.drop@residual"]["remark"]
-    assert remark == "only where drop_path or layer_drop is asked for"
+    assert remark == "only where pattern_tokens or drop_path or layer_drop is asked for"
 
 
 def test_one_line_says_how_the_model_trains(target):

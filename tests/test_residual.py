@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from optuna.trial import FixedTrial
 from torch import Tensor, nn
 
 from droptune import Plan, Space, apply, find_sites, remove, residual
@@ -286,6 +287,19 @@ def test_a_kind_for_residual_branches_brings_them_in(kind):
     assert kinds["block.drop@residual"] == ("standard", kind)
     assert kinds["block.drop"] == ("standard",)
     assert Plan.everywhere(sites, 0.1, kind) == Plan({"block.drop@residual": (kind, 0.1)})
+
+
+def test_a_pattern_may_act_on_residual_branches_too_and_a_rate_of_0_leaves_them_alone():
+    sites = find_sites(Model(PostNorm()), SEQUENCE)
+    space = Space(sites, kinds=["pattern_tokens", "pattern"])
+    branch = "block.drop@residual"
+    assert space.kinds[branch] == ("pattern_tokens",) == space.kinds["block.drop"]
+    plan = Plan({branch: ("pattern_tokens", 0.3), "block.drop": ("pattern_tokens", 0.2)})
+    params = space.encode(plan)
+    assert params["rate.residual"] == 0.3
+    assert space.suggest(FixedTrial(params)).get(branch) == plan[branch]
+    alone = space.suggest(FixedTrial({**params, "rate.residual": 0.0}))
+    assert branch not in alone and "block.drop" in alone
 
 
 def test_a_drop_path_that_is_there_takes_part_and_its_default_is_what_it_is():

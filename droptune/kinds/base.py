@@ -44,6 +44,8 @@ class Kind(nn.Module, ABC):
     layouts: ClassVar[frozenset[str]] = frozenset()
     #: Roles of the sites where a space may try this kind; empty means all.
     roles: ClassVar[frozenset[str]] = frozenset()
+    #: Whether a space that tries this kind tries it on residual branches, too.
+    branches: ClassVar[bool] = False
     #: What else may be set, by name; each is a buffer of that name.
     settings: ClassVar[Mapping[str, Setting]] = MappingProxyType({})
     #: All kinds by name, for messages; the package fills it.

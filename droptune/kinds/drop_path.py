@@ -23,6 +23,7 @@ class DropPath(Kind):
 
     name: ClassVar[str] = "drop_path"
     roles: ClassVar[frozenset[str]] = frozenset({"residual"})
+    branches: ClassVar[bool] = True
 
     @classmethod
     def fits(cls, layout: str, role: str) -> bool:

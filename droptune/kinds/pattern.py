@@ -25,7 +25,8 @@ class Pattern(Kind):
     https://arxiv.org/abs/2101.01761; their controller is the sampler `autodropout`. There a
     pattern is always on; here `rate` says how often. The authors' code is no longer public, so
     the settings are theirs, while the way of drawing, the units, ranges and defaults are this
-    module's own. Their eighth, `residual`, is left to the choice of sites.
+    module's own. Their eighth, `residual`, is the rate at the sites of
+    residual branches, which a space has where it tries this kind: 0 leaves them alone.
 
     Settings:
         size: side of a tile, as a part of the map's side; at least a pixel.
@@ -42,6 +43,7 @@ class Pattern(Kind):
 
     name: ClassVar[str] = "pattern"
     layouts: ClassVar[frozenset[str]] = frozenset({"NCHW"})
+    branches: ClassVar[bool] = True
     settings: ClassVar[Mapping[str, Setting]] = {
         "size": Setting(0.25, 0.05, 0.5, 0.05),
         "stride": Setting(0.25, 0.0, 0.5, 0.05),

@@ -23,7 +23,8 @@ class PatternTokens(Kind):
     The form that Pham, Le, "AutoDropout: Learning Dropout Patterns to Regularize Deep
     Networks", https://arxiv.org/abs/2101.01761, give to patterns in Transformers. The settings
     are theirs; that `rate` is the rate of the noise inside the groups, the units, ranges and
-    defaults are this module's own. Their `residual` is left to the choice of sites.
+    defaults are this module's own. Their `residual` is the rate at residual
+    branches, as of `pattern`.
 
     Settings:
         size: tokens of a group.
@@ -36,6 +37,7 @@ class PatternTokens(Kind):
 
     name: ClassVar[str] = "pattern_tokens"
     layouts: ClassVar[frozenset[str]] = frozenset({"NLF"})
+    branches: ClassVar[bool] = True
     settings: ClassVar[Mapping[str, Setting]] = {
         "size": Setting(4, 1, 16, 1, whole=True),
         "stride": Setting(4, 0, 16, 1, whole=True),

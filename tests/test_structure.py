@@ -55,7 +55,7 @@ def test_imports_go_one_way_and_libraries_stay_in_their_place():
 
 
 def test_the_contracts_hold_for_a_package_that_keeps_them(skeleton):
-    (skeleton / "droptune/cli.py").write_text("import click\nfrom droptune import study\n")
+    (skeleton / "droptune/cli/inner.py").write_text("import click\nfrom droptune import study\n")
     (skeleton / "droptune/study.py").write_text("from droptune import data, search, store\n")
     (skeleton / "droptune/search.py").write_text("import optuna.samplers\n")
     (skeleton / "droptune/store/inner.py").write_text("import alembic.command, sqlalchemy.orm\n")

@@ -22,6 +22,7 @@ _HOME = {
     "Trainer": "droptune.trainers",
     "advance": "droptune.install",
     "apply": "droptune.install",
+    "find_fixed": "droptune.fixed",
     "find_sites": "droptune.sites",
     "read": "droptune.install",
     "remove": "droptune.install",

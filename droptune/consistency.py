@@ -165,8 +165,8 @@ def _place_of(site: Site) -> Place | None:
         return Place(site.name, (1, site.shape[-1]))
     if site.layout in CHANNELS_FIRST:
         return Place(site.name, (site.shape[0], *(1 for _ in site.shape[1:])))
-    if site.layout == "GS" and site.calls == 1:  # else several matrices would share a mask
-        return Place(site.name, site.shape, by_sample=False)
+    if site.layout == "GS":  # a mask for each matrix, of all layers and directions
+        return Place(site.name, (site.calls, *site.shape), by_sample=False)
     return None
 
 

@@ -41,7 +41,8 @@ def places(module: nn.Module, given: Sequence[int] = ()) -> dict[str, Place]:
         module: any; most have none.
         given: the shape of the layer's input, as far as it is known.
     """
-    if type(module).forward is nn.Embedding.forward:  # others may look up what they are not given
+    embeds = isinstance(module, nn.Embedding)
+    if embeds and type(module).forward is nn.Embedding.forward:  # others may look up other rows
         return {"rows": Place("VF", (module.num_embeddings, module.embedding_dim))}
     if not is_recurrent(module):
         return {}

@@ -61,6 +61,10 @@ class SiteDropout(nn.Module):
         """Return what one of the kinds makes of `x`: where each is given another tensor."""
         return self._memory.run(kind, x, [kind.stream]) if self.training else kind(x)
 
+    def matrix(self, x: Tensor, index: int) -> Tensor:
+        """Act on one of several matrices; of masks that are given, each has its own."""
+        return self(x) if self.mask is None else self._masked(x, self.mask[index])
+
     def acting(self) -> list[Kind]:
         """Return the kinds that act: until `set` says which, all of them."""
         return [self._modules[name] for name in self._on]  # type: ignore[misc]
@@ -293,7 +297,8 @@ def another_pass(
         model: with a plan on it.
         part: which streams.
         site: where the mask acts, instead of the kinds there.
-        mask: broadcastable to the tensor at the site; its first axis is the batch.
+        mask: broadcastable to the tensor at the site, the batch in front; of weights,
+            `matrices x rows x columns`.
     """
     places = installed(model)
     streams = [kind.stream for dropout in places.values() for kind in dropout.kinds.values()]

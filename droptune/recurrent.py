@@ -36,11 +36,15 @@ class Dropout(Protocol):
 
     def run(self, kind: Kind, x: Tensor) -> Tensor: ...
 
+    def matrix(self, x: Tensor, index: int) -> Tensor: ...
+
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
 def is_recurrent(module: nn.Module) -> bool:
     """Tell whether a module's forward is that of `nn.LSTM`, `nn.GRU` or `nn.RNN`."""
+    if not isinstance(module, nn.RNNBase):
+        return False
     forward = vars(module).get("forward")
     forward = getattr(forward, "before", forward)  # behind one that is ours, too
     if forward is not None and not isinstance(forward, Stepped):
@@ -197,7 +201,7 @@ def _direction(run: _Run, index: int, x: Tensor, state: State) -> tuple[Tensor, 
     """
     w_in, w_hidden, *rest = run.module.all_weights[index]
     if "weights" in run.sites:
-        w_hidden = run.sites["weights"](w_hidden)
+        w_hidden = run.sites["weights"].matrix(w_hidden, index)
     weights, noise = [w_in, w_hidden, *rest], _noise(run.sites, state, len(x))
     backwards = run.module.bidirectional and index % 2
     if backwards:

@@ -11,6 +11,7 @@ from droptune.answer import Result
 from droptune.data import Data
 from droptune.definition import qualified
 from droptune.errors import StudyError
+from droptune.fixed import Fixed, find_fixed, fixed_line
 from droptune.optimize import Optimization
 from droptune.plan import Plan
 from droptune.progress import Progress
@@ -23,9 +24,7 @@ from droptune.trainers import (
     build,
     check_fit,
     fingerprint,
-    noise_line,
     pick_device,
-    unreached_noise,
     why_not_fused,
 )
 from droptune.watch import Interrupt
@@ -161,11 +160,14 @@ class Study:
         """Return the model's sites, in call order."""
         return find_sites(self.built, self.batch)
 
+    def fixed(self) -> tuple[Fixed, ...]:
+        """Return the modules whose noise no plan reaches, with the reason."""
+        return find_fixed(self.built, self.batch)
+
     def remarks(self) -> list[str]:
         """Return what is to be known of the model: dropout in eval mode, noise out of reach."""
-        leaking = find_leaks(self.built, self.batch)
-        drawing = unreached_noise(self.built, self.batch)
-        said = leaks_line(leaking) if leaking else None, noise_line(drawing) if drawing else None
+        leaking, fixed = find_leaks(self.built, self.batch), self.fixed()
+        said = leaks_line(leaking) if leaking else None, fixed_line(fixed) if fixed else None
         return [line for line in said if line is not None]
 
     def trains(self) -> str:

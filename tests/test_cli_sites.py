@@ -112,7 +112,12 @@ def test_the_keys_are_those_of_the_help(target):
 def test_noise_that_no_plan_reaches_is_named(target):
     result = CliRunner().invoke(cli.main, ["sites", f"{target}:noisy"])
     assert result.exit_code == 0
-    assert result.stderr.startswith("0: draws random numbers in training that droptune does not")
+    assert result.stderr.startswith("no plan reaches the noise of 0 (noise of its own, or dropout")
+    table = result.stdout.split("standard, gaussian")[0]
+    assert "fixed: noise of its own, or dropout of a layer that droptune does not know" in table
+    row = rows(target, "noisy")["0"]
+    assert (row["reach"], row["kinds"], row["depth"]) == ("fixed", [], None)
+    assert row["remark"].startswith("fixed: ") and row.keys() == rows(target, "norm")["3"].keys()
 
 
 def test_a_forward_that_raises_shows_the_users_own_traceback_and_then_one_line(target):

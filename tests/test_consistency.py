@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -104,6 +105,8 @@ def test_masks_act_at_the_last_inner_site_whose_units_are_known():
     assert masked_place([image, weights]) == Place("@input", (3, 1, 1))
     assert masked_place([site("rows", "NLF", (9, 4))]) == Place("rows", (1, 4))
     assert masked_place([weights, site("odd", "N???", (2, 3, 4))]) is None
+    matrices = replace(site("rnn@weights", "GS", (8, 2), "recurrent"), calls=4)
+    assert masked_place([matrices]) == Place("rnn@weights", (4, 8, 2), by_sample=False)
 
 
 # Errors

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import droptune
-from droptune import Plan, apply, find_sites, read, remove
+from droptune import Plan, apply, find_fixed, find_sites, read, remove
 from droptune.droppers import DROPOUT_MODULES, Dropper, dropper
 from droptune.errors import ModelError
 from droptune.sites import has_plan
-from droptune.trainers import FusedTrainer, SerialTrainer, Task, unreached_noise
+from droptune.trainers import FusedTrainer, SerialTrainer, Task
 from droptune.trainers import build as build_model
 from tests.branching import DropPath, data
 
@@ -195,7 +195,7 @@ def test_a_plan_switches_it_off_or_takes_its_place_and_remove_brings_it_back(bui
     assert read(remove(model)) == Plan({"2": (dropper(build()).kind, 0.25)})
     assert "forward" not in vars(model[2]) and not has_plan(model)
     assert not torch.equal(model(ROWS), model(ROWS))
-    assert unreached_noise(model, ROWS) == []
+    assert find_fixed(model, ROWS) == ()
 
 
 @every

@@ -383,6 +383,18 @@ def test_a_given_mask_acts_between_layers_where_the_plan_names_no_kind():
             assert torch.equal(model(TOKENS), given) == (value == 1)
 
 
+def test_each_matrix_of_a_layer_has_its_own_mask():
+    layer = nn.GRU(5, 3, 2, bidirectional=True)
+    masks = (torch.rand(4, 9, 3, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    masked = copy.deepcopy(layer)
+    for mask, weights in zip(masks, masked.all_weights, strict=True):
+        weights[1].data *= mask
+    install(layer, {"@weights": ()})
+    x = torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(1))
+    with another_pass(layer, ("", ""), "@weights", masks):
+        torch.testing.assert_close(layer(x)[0], masked(x)[0])
+
+
 def test_every_place_and_kind_has_noise_that_the_seed_fixes():
     for name, kinds in inside(words()).items():
         for kind in kinds:

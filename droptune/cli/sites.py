@@ -13,14 +13,15 @@ def sites(target: str, as_json: bool) -> None:
     """\b
         droptune sites model.py
 
-    The places of the study's model where dropout acts or could, in call order. TARGET is
-    as in `droptune optimize`.
+    The places of the study's model where dropout acts or could, in call order, and below them
+    what no plan reaches, as fixed, with the reason. TARGET is as in `droptune optimize`.
 
     \b
     --json prints a list with, for each site,
       name   what a plan calls it
       path   the module it is reached by
-      reach  module, output or input of that module, function (a call in its forward)
+      reach  module, output or input of that module, function (a call in its forward), inside
+             (a place inside a layer); or fixed: it stays as it is, and depth and calls are null
       role   input, embedding, hidden, conv, recurrent, attention, residual or head
       layout, shape   the axes of the tensor, without the batch in the shape
       depth  place in call order
@@ -32,8 +33,9 @@ def sites(target: str, as_json: bool) -> None:
     """
     with stdout_for_data(as_json):
         study = load_study(target, {})
-        rows, remarks = [site.described() for site in study.sites()], study.remarks()
-        trains = study.trains() if rows else ""
+        found, remarks = study.sites(), study.remarks()
+        rows = [place.described() for place in (*found, *study.fixed())]
+        trains = study.trains() if found else "in no way that droptune can change"
     for remark in remarks:
         click.echo(remark, err=True)
     rows = [{**row, "trains": trains} for row in rows]

@@ -127,7 +127,8 @@ def sites(rows: Iterable[Row]) -> RenderableType:
     more = ["remark"] if any(row.get("remark") for row in rows) else []
     table = _table("site", "role", "layout", "shape", "reach", "dropout today", *more)
     for row in rows:
-        today = NOTHING if row["kind"] is None else f"{row['kind']} {short(row['rate'])}"
+        parts = row["kind"], None if row["rate"] is None else short(row["rate"])
+        today = " ".join(filter(None, parts)) or NOTHING
         table.add_row(
             _text(row["name"]),
             _text(row["role"]),

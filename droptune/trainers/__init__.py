@@ -17,9 +17,7 @@ from droptune.trainers.fit import (
     check_fit,
     fingerprint,
     metric_names,
-    noise_line,
     pick_device,
-    unreached_noise,
 )
 from droptune.trainers.function import FunctionTrainer
 from droptune.trainers.fused import FusedTrainer
@@ -45,7 +43,5 @@ __all__ = [
     "is_out_of_memory",
     "metric_names",
     "pick_device",
-    "noise_line",
-    "unreached_noise",
     "why_not_fused",
 ]

@@ -2,16 +2,12 @@
 
 import copy
 import re
-from functools import partial
 from hashlib import sha256
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from droptune.calls import call
 from droptune.errors import ModelError, TrainingError
-from droptune.install import install
 from droptune.trainers.base import (
     Task,
     build,
@@ -120,72 +116,6 @@ def metric_names(task: Task) -> tuple[str, ...]:
     labels = task.loss == "cross_entropy" and task.data.train.y.dim() == 1
     classes = labels or task.loss == "binary_cross_entropy"
     return ("val_loss", "val_accuracy") if classes else ("val_loss",)
-
-
-def unreached_noise(model: nn.Module, example: object) -> list[str]:
-    """Return the modules that draw random numbers in training with every known dropout off.
-
-    Noise of a model's own does, and dropout inside layers that droptune does not know. The
-    model is left as it was.
-
-    Args:
-        model: a module that is not on a plan.
-        example: a batch for it: a tensor, a tuple of arguments or a dict of keywords.
-
-    Returns:
-        Paths, of the innermost modules; "" is the model's own forward. Empty where outputs do
-        not depend on random numbers.
-    """
-    twin = copy.deepcopy(model).train()
-    install(twin, {})
-    state = copy.deepcopy(twin.state_dict())
-    drawing = _note_draws(twin)
-    outputs = []
-    with kept_generators(), torch.no_grad():
-        for seed in (1, 2):
-            torch.manual_seed(seed)
-            twin.load_state_dict(state)  # statistics of norms move with every forward
-            outputs.append(tree_leaves(call(twin, example)))
-    differ = any(
-        isinstance(one, Tensor) and not torch.equal(one.nan_to_num(), other.nan_to_num())
-        for one, other in zip(*outputs, strict=True)
-    )
-    return list(dict.fromkeys(drawing)) if differ else []
-
-
-def _note_draws(model: nn.Module) -> list[str]:
-    """Return a list that receives the innermost modules that move torch's generator."""
-    found: list[str] = []
-    before: list[tuple[Tensor, int]] = []  # the generator's state, and how many were found
-
-    def enter(module: nn.Module, args: tuple) -> None:
-        before.append((_generators(), len(found)))
-
-    def leave(name: str, module: nn.Module, args: tuple, output: object) -> None:
-        state, known = before.pop()
-        if len(found) == known and not torch.equal(_generators(), state):
-            found.append(name)
-
-    for name, module in model.named_modules():
-        if not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
-            module.register_forward_pre_hook(enter)
-            module.register_forward_hook(partial(leave, name))
-    return found
-
-
-def _generators() -> Tensor:
-    """Return the states of torch's global generators, of GPUs where they are in use."""
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return torch.cat([torch.get_rng_state(), *gpus])
-
-
-def noise_line(modules: list[str]) -> str:
-    """Return what is to be said of modules from `unreached_noise`."""
-    names = ", ".join(name or "the model's own forward" for name in modules)
-    return (
-        f"{names}: draws random numbers in training that droptune does not reach (noise of its "
-        "own, or dropout of a layer that it does not know); they stay as they are in all trials"
-    )
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -9,7 +9,7 @@ from torch import nn
 from droptune.data import Split
 from droptune.errors import ModelError, TrainingError
 from droptune.plan import Plan
-from droptune.trainers import SerialTrainer, check_fit, fingerprint, pick_device, unreached_noise
+from droptune.trainers import SerialTrainer, check_fit, fingerprint, pick_device
 from droptune.trainers.fit import metric_names
 
 
@@ -137,41 +137,3 @@ def test_a_fingerprint_does_not_depend_on_addresses():
 
     one, other = Shows(), Shows()
     assert repr(one) != repr(other) and fingerprint(one) == fingerprint(other)
-
-
-class Functional(nn.Module):
-    def forward(self, x):
-        return nn.functional.dropout(x, 0.5, self.training)
-
-
-class Noisy(nn.Module):
-    def forward(self, x):
-        return x + torch.randn_like(x)
-
-
-class Foreign(nn.LSTM):
-    """A forward of its own, of which droptune does not know what it computes."""
-
-    def forward(self, x):
-        return super().forward(x)
-
-
-@pytest.mark.parametrize(
-    ("model", "drawing"),
-    [
-        (nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Dropout(0.5)), []),
-        (Functional(), []),
-        (Noisy(), [""]),
-        (nn.TransformerEncoderLayer(6, 2, 8, dropout=0.5), []),
-        (nn.LSTM(6, 6, num_layers=2, dropout=0.5), []),
-        (Foreign(6, 6, num_layers=2, dropout=0.5), [""]),
-        (nn.Sequential(nn.Linear(6, 6), Noisy(), nn.Dropout(0.5), Noisy()), ["1", "3"]),
-    ],
-)
-def test_dropout_that_no_plan_reaches_is_noticed(model, drawing):
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    sequences = isinstance(model, nn.LSTM | Noisy)
-    x = torch.randn(4, 3, 6) if sequences else torch.randn(4, 6)
-    assert unreached_noise(model, x) == drawing
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    assert model.training

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from droptune import find_sites
+from droptune import find_fixed, find_sites
 from droptune.data import Data
 from droptune.errors import ModelError
 from droptune.plan import Plan
 from droptune.space import Space
-from droptune.trainers import FusedTrainer, SerialTrainer, unreached_noise
+from droptune.trainers import FusedTrainer, SerialTrainer
 from tests.recurring import LAYERS, TOKENS, Words, inside, next_token, words
 
 
@@ -216,7 +216,7 @@ def test_kinds_of_places_inside_are_chosen_place_by_place():
 
 
 def test_recurrent_dropout_is_reached():
-    assert unreached_noise(words(), TOKENS) == []
+    assert find_fixed(words(), TOKENS) == ()
     assert words().rnn.dropout == 0.3
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from droptune.consistency import Term
-from droptune.errors import ModelError, PlanError
+from droptune.errors import ModelError
 from droptune.plan import Plan
 from droptune.trainers import FusedTrainer, SerialTrainer, choose
 from tests.calling import ZOO, places
@@ -143,25 +143,15 @@ class Steps(nn.Module):
         return self.fc(self.drop(self.rnn(x.squeeze(1))[0][:, -1]))
 
 
-@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
-def test_masks_of_recurrent_weights(make_task, make_data, weights, layer):
+@pytest.mark.parametrize(("layer", "layers"), [(nn.LSTM, 1), (nn.GRU, 1), (nn.LSTM, 2)])
+def test_masks_of_recurrent_weights(make_task, make_data, weights, layer, layers):
     data = make_data(40, (1, 8, 8), dtype=torch.float64)
     kinds = {"rnn@weights": ("weight_drop",), "drop": ("standard",)}
-    task = make_task(data, model=lambda: Steps(layer), kinds=kinds)
+    task = make_task(data, model=lambda: Steps(layer, layers), kinds=kinds)
     term = Term("adversarial", 2.0, 0.0, 0.4, "rnn@weights")
     both = {"rnn@weights": ("weight_drop", 0.3), "drop": ("standard", 0.3)}
     members = [Plan({"drop": ("standard", 0.3)}, term), Plan(both, term), Plan(both)]
     assert_twins(task, members, weights)
-
-
-def test_weights_of_several_layers_cannot_share_a_mask(make_task, make_data):
-    data = make_data(40, (1, 8, 8), dtype=torch.float64)
-    kinds = {"rnn@weights": ("weight_drop",), "drop": ("standard",)}
-    trainer = FusedTrainer(make_task(data, model=lambda: Steps(nn.GRU, 2), kinds=kinds), 1)
-    trainer.begin(0)
-    plan = Plan({"drop": ("standard", 0.3)}, Term("adversarial", site="rnn@weights"))
-    with pytest.raises(PlanError, match="site 'rnn@weights' can take a mask.*allowed: 'drop'"):
-        trainer.start(0, plan)
 
 
 def test_who_has_no_term_trains_bit_for_bit_as_among_members_without(task, weights):

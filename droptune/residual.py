@@ -1,9 +1,10 @@
 """Where a forward adds a branch to a shortcut, and which module the branch ends in.
 
 `x + f(x)`: the second operand is computed from the first through a layer with weights, so
-without it the first is left, a shortcut (He et al., https://arxiv.org/abs/1512.03385). Nothing
-is known of classes or names: each function that is called says which tensors it took and which
-it gave, and an addition is looked at from there.
+without it the first is left, a shortcut (He et al., https://arxiv.org/abs/1512.03385); or the
+shortcut is a projection of what the branch is computed from. Nothing is known of classes or
+names: each function that is called says which tensors it took and which it gave, and an addition
+is looked at from there.
 
 Below calls, which runs the forward.
 """
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from droptune.activations import ACTIVATIONS
+
 _ADDS = frozenset("add add_ __add__ __radd__ __iadd__".split())
 _COPIES = frozenset("clone contiguous to type_as float double half bfloat16".split())
 #: Functions through which noise passes that scales whole samples: f(m * x) = m * f(x), m >= 0.
@@ -25,6 +28,11 @@ _PASSING = frozenset(
     "contiguous clone to type_as float double half bfloat16 __getitem__ __get__ mul mul_ "
     "multiply div div_ divide neg relu relu_ leaky_relu leaky_relu_ dropout dropout_ dropout1d "
     "dropout2d dropout3d feature_dropout".split()
+)
+#: Functions that no projection of a shortcut has: it is linear, and takes all that the branch
+#: takes. Without the second an RNN by hand, `w(x[:, t]) + u(h)`, would be full of branches.
+_NO_PROJECTION = frozenset(function.__name__ for function in ACTIVATIONS) | frozenset(
+    "__getitem__ unbind select chunk split narrow index_select gather".split()
 )
 
 
@@ -175,8 +183,9 @@ def _is_sum(value: Value) -> bool:
 def _branches(value: Value) -> Iterator[Addition]:
     """Yield the branches of a sum: the operand that is computed from the other, or its parts.
 
-    If neither is, one that is computed from what the other sums or copies: x in x + f(x) + g(x).
-    One operand at most: where both have a claim, neither is a shortcut.
+    If neither is, one that is computed from what the other sums or copies: x in x + f(x) + g(x);
+    else one that is computed from what the other projects. One operand at most: where both have
+    a claim, neither is a shortcut.
     """
     for shortcuts in (lambda shortcut: {shortcut}, lambda shortcut: set(_terms(shortcut))):
         claims = [
@@ -189,6 +198,37 @@ def _branches(value: Value) -> Iterator[Addition]:
             yield from _reached(branch, way, value.number)
         if claims:
             return
+    for branch, shortcut in (value.sources, value.sources[::-1]):
+        if (way := _beside_projection(branch, shortcut)) is not None:
+            yield from _reached(branch, way, value.number)
+
+
+def _beside_projection(branch: Value, shortcut: Value) -> set[Value] | None:
+    """Return the values on the way to a branch from what its shortcut projects, or None.
+
+    A projection is a chain with one layer of weights, and the branch has more (He et al.: 1 x 1
+    convolutions where maps change their shape).
+    """
+    before, layers = _ancestors(branch), 0
+    while shortcut not in before:
+        made_of = [s for s in shortcut.sources if s.sources or s in before]  # else: parameters
+        if shortcut.users > 1 or len(made_of) != 1 or shortcut.maker in _NO_PROJECTION:
+            return None
+        layers += shortcut.weighted
+        shortcut = made_of[0]
+    way = _way(branch, {shortcut}) if layers == 1 else None
+    return way if way is not None and sum(value.weighted for value in way) > 1 else None
+
+
+def _ancestors(value: Value) -> set[Value]:
+    """Return a value and all that it is computed from."""
+    todo, met = [value], {value}
+    while todo:
+        for source in todo.pop().sources:
+            if source not in met:
+                met.add(source)
+                todo.append(source)
+    return met
 
 
 def _reached(branch: Value, way: set[Value], moment: int) -> Iterator[Addition]:

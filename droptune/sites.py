@@ -148,8 +148,7 @@ def find_sites(model: nn.Module, example: Any) -> tuple[Site, ...]:
     https://arxiv.org/abs/1801.05134).
 
     A residual branch is what is added to the value it is computed from, through a layer with
-    weights. One whose shortcut has layers of its own (a projection) is not told from it, and
-    not listed.
+    weights; or to a projection of that value, through more layers.
 
     The model is left as it was: a copy of it runs, and torch's global generator is put
     back.

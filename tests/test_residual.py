@@ -72,6 +72,52 @@ def test_branches_are_found(builder, x, expected):
     assert names(builder(), x) == expected
 
 
+class Projected(nn.Module):
+    """A block whose maps change their shape, so that the shortcut is a projection."""
+
+    def __init__(self, *more: nn.Module, deep: bool = True) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(4, 6, 3, 2, 1), nn.BatchNorm2d(6)
+        self.conv2, self.bn2 = nn.Conv2d(6, 6, 3, 1, 1), nn.BatchNorm2d(6)
+        self.down = nn.Sequential(nn.Conv2d(4, 6, 1, 2), nn.BatchNorm2d(6), *more)
+        self.deep = deep
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(self.conv1(F.relu(x)))
+        if self.deep:
+            y = self.bn2(self.conv2(F.relu(y)))
+        return F.relu(self.down(x) + y)
+
+
+def test_a_branch_is_found_beside_a_projected_shortcut():
+    model, x = Projected(), torch.randn(3, 4, 8, 8)
+    assert names(model, x) == ["bn2@residual"]
+    apply(model, Plan({"bn2@residual": ("drop_path", 1 - 1e-6)}), seed=0)
+    with torch.no_grad():
+        assert torch.equal(model(x), F.relu(model.down(x)))
+
+
+def test_a_shortcut_of_several_layers_or_as_deep_as_the_branch_is_none():
+    x = torch.randn(3, 4, 8, 8)
+    for model in (Projected(nn.ReLU()), Projected(nn.Conv2d(6, 6, 1)), Projected(deep=False)):
+        assert names(model, x) == []
+
+
+def test_a_recurrent_net_by_hand_has_no_branches():
+    class ByHand(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.u = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            h = torch.zeros_like(x[:, 0])
+            for t in range(x.shape[1]):
+                h = torch.tanh(self.w(x[:, t]) + self.u(h))
+            return h
+
+    assert names(ByHand()) == []
+
+
 @found
 def test_without_its_branches_a_block_is_its_shortcut(builder, x, expected):
     model = builder()

@@ -120,12 +120,13 @@ def trials(rows: Sequence[Row]) -> RenderableType:
 def sites(rows: Iterable[Row]) -> RenderableType:
     """Return a table of sites, as `Site.described` or `Queries.study` gives them.
 
-    Kinds and remarks, which no store keeps, are left out where they are not given. Kinds stand
-    below the table, once for all sites that they fit.
+    Calls, kinds and remarks, which no store keeps, are left out where they are not given. Kinds
+    stand below the table, once for all sites that they fit.
     """
     rows = list(rows)
+    calls = [">calls"] if any(row.get("calls") for row in rows) else []
     more = ["remark"] if any(row.get("remark") for row in rows) else []
-    table = _table("site", "role", "layout", "shape", "reach", "dropout today", *more)
+    table = _table("site", "role", "layout", "shape", "reach", "dropout today", *calls, *more)
     for row in rows:
         parts = row["kind"], None if row["rate"] is None else short(row["rate"])
         today = " ".join(filter(None, parts)) or NOTHING
@@ -136,6 +137,7 @@ def sites(rows: Iterable[Row]) -> RenderableType:
             _text(" x ".join(map(str, row["shape"])) or NOTHING),
             _text(row["reach"]),
             _text(today),
+            *(_number(row.get("calls")) for _ in calls),
             *(_text(row.get("remark") or "") for _ in more),
         )
     fitting: dict[tuple[str, ...], list[str]] = {}

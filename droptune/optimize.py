@@ -13,7 +13,7 @@ from droptune.loop import Loop
 from droptune.plan import Plan
 from droptune.progress import Progress
 from droptune.search import Search
-from droptune.space import AS_GIVEN, CONTROL
+from droptune.space import AS_GIVEN, CONTROL, TUNED
 from droptune.store import Store, prepare_engine
 from droptune.trainers import (
     FunctionTrainer,
@@ -170,7 +170,11 @@ class Optimization:
         if self.search.best() is None:
             return {}
         arms = {name: self.fixed[name] for name in (CONTROL, AS_GIVEN) if name in self.fixed}
-        chosen = self.search.finalists(self.study.finalists, exclude=arms.values())
+        # The best first; where training is tuned there are more of them than one.
+        bare = [plan for _, plan, _ in self.search.finalists(10**9) if not plan]
+        if bare and bare[0] not in arms.values():
+            arms[TUNED] = bare[0]
+        chosen = self.search.finalists(self.study.finalists, exclude=[*arms.values(), *bare])
         return arms | {f"finalist {i}": plan for i, (_, plan, _) in enumerate(chosen, 1)}
 
     def _answer(self, arms: Mapping[str, Plan], blocks: Iterable[int]) -> Result:

@@ -24,6 +24,7 @@ from droptune.trainers import (
     metric_names,
     pick_device,
 )
+from droptune.warm import new_seeds, stored_seeds
 from droptune.watch import Clockwork, Interrupt
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Optimization:
                 stored = store.study(self.study.name)
                 # Also for a new study: a database that refuses to be written is found out here.
                 store.interrupt_runs(stored["id"] if stored else 0)
+                self._seed(stored)
             if stored is not None:
                 check_same(self.study.name, stored["definition"], self.definition)
             with self.clockwork("search"):  # refuses what it cannot do before anything is stored
@@ -77,6 +79,20 @@ class Optimization:
                 return self._search_and_confirm()
             finally:
                 self.search.close()
+
+    def _seed(self, stored: Mapping[str, Any] | None) -> None:
+        """Add the plans of earlier studies to what is tried first, and to the definition."""
+        study, asked = self.study, self.study.warm_start
+        if stored is None:
+            model, queries = self.definition["model"], self.store.queries()
+            seeds = new_seeds(study.name, study.space, model, asked, queries)
+        else:
+            seeds = stored_seeds(study.name, stored["definition"], asked)
+        for note in seeds.notes:
+            self.shown.message(note)
+        self.fixed |= {n: p for n, p in seeds.plans.items() if p not in self.fixed.values()}
+        self.task = study.task(all_kinds(study.space, self.fixed.values()))
+        self.definition |= seeds.definition()
 
     def _open_search(self) -> Search:
         study = self.study

@@ -56,6 +56,8 @@ def check(settings: Mapping[str, Any]) -> None:
     _check_names("schedules", settings["schedules"], ["constant", "early"])
     _check_names("terms", settings["terms"], ["none", "r_drop"])
     _check_names("tune", settings["tune"], ["lr", "weight_decay"])
+    if settings["warm_start"] is not None:
+        _check_names("warm_start", settings["warm_start"], ["digits"])
     _check_task(settings)
     _check_tune(settings)
     seconds(settings["time"])

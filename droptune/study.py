@@ -71,6 +71,9 @@ class Study:
         tune: what is tuned together with dropout, among lr, weight_decay and label_smoothing,
             around the values given here. One trial in three is then without dropout, so that
             dropout is compared with a network that is tuned as well.
+        warm_start: earlier studies whose plans are tried first, carried over by role and depth:
+            names of the same store, or "URL#STUDY". None: the plan that helped in a study of
+            the store with sites of the same roles, if there is one; (): none.
         sampler: tpe, gp, cmaes, qmc, random, grid or autodropout.
         pruner: none, median, hyperband or successive-halving. Rungs favour small rates,
             because dropout slows the start of training, so the default is none.
@@ -110,6 +113,7 @@ class Study:
     schedules: Sequence[str] = ("constant",)
     terms: Sequence[str] = ("none",)
     tune: Sequence[str] = ()
+    warm_start: Sequence[str] | None = None
     sampler: str = "tpe"
     pruner: str = "none"
     trials: int = 64

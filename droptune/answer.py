@@ -10,8 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from droptune.plan import Plan
-from droptune.space import CONTROL
-from droptune.verdict import Difference, Verdict, decide, paired_difference
+from droptune.space import AS_GIVEN, CONTROL, TUNED
+from droptune.verdict import HELPS, Difference, Verdict, decide, paired_difference
 
 #: (block, plan) -> the run that ended there.
 Runs = Mapping[tuple[int, Plan], Mapping[str, Any]]
@@ -29,7 +29,8 @@ class Result:
         objective: the metric that decided.
         best: the winner's arm, mean over the confirmation blocks and trial, and the lucky
             value that its search trial had.
-        control: the same of no dropout.
+        control: the same of no dropout; where training was tuned, of the better of the
+            study's own training and the best of the search, both without dropout.
         difference: winner minus no dropout, in the objective's unit; None if there is none.
         test: means on the test split, read once, at the end; None without one.
         finished_before: nothing was left to do.
@@ -111,6 +112,11 @@ def confirmed(
 ) -> Result:
     """Return what the confirmation blocks say.
 
+    Where training is tuned there are two controls, plain and tuned, and "helps" takes being
+    better than either: an intersection-union test, whose level is that of its parts (Berger
+    1982, Technometrics 24, 295-300). Numbers are those against the control with the better
+    mean. The model as given is not tuned, so that it hurts is said by the plain control alone.
+
     Args:
         study: its name.
         objective: the metric that decides.
@@ -123,13 +129,21 @@ def confirmed(
     """
     by_arm = {arm: [runs.get((block, plan)) for block in blocks] for arm, plan in arms.items()}
     values = {arm: [_final(run, objective) for run in found] for arm, found in by_arm.items()}
-    verdict = decide(
-        values,
-        direction=direction,
-        objective=objective,
-        finalists=[arm for arm in arms if arm != CONTROL],
-        unit=unit,
-    )
+    verdicts = {
+        control: decide(
+            values,
+            direction=direction,
+            objective=objective,
+            finalists=[arm for arm in arms if arm not in (CONTROL, TUNED)],
+            control=control,
+            as_given=AS_GIVEN if control == CONTROL else None,
+            unit=unit,
+        )
+        for control in _controls(values, direction)
+    }
+    first, *_ = verdicts
+    control = next((c for c, verdict in verdicts.items() if verdict.verdict != HELPS), first)
+    verdict = verdicts[control]
 
     def described(arm: str) -> dict[str, Any]:
         trial, lucky = searched.get(arms[arm], (None, None))
@@ -141,10 +155,17 @@ def confirmed(
         arms[verdict.arm],
         objective,
         described(verdict.arm),
-        described(CONTROL),
+        described(control),
         verdict.difference,
-        _test(by_arm, verdict.arm),
+        _test(by_arm, verdict.arm, control),
     )
+
+
+def _controls(values: Mapping[str, Sequence[float]], direction: str) -> list[str]:
+    """Return the arms without dropout, that with the better mean first."""
+    sign = 1 if direction == "minimize" else -1
+    means = {arm: _mean(values[arm]) for arm in (CONTROL, TUNED) if arm in values}
+    return sorted(means, key=lambda arm: math.inf if means[arm] is None else sign * means[arm])
 
 
 def complete_blocks(arms: Collection[Plan], runs: Runs) -> set[int]:
@@ -166,23 +187,23 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _test(
-    by_arm: Mapping[str, Sequence[Mapping[str, Any] | None]], winner: str
+    by_arm: Mapping[str, Sequence[Mapping[str, Any] | None]], winner: str, control: str
 ) -> dict[str, Any] | None:
     """Return the means on the test split of winner and control, and their difference."""
     tests = {
         arm: [(run or {}).get("test") or {} for run in by_arm[arm]]
-        for arm in dict.fromkeys((winner, CONTROL))
+        for arm in dict.fromkeys((winner, control))
     }
-    names = list(dict.fromkeys(name for scores in tests[CONTROL] for name in scores))
+    names = list(dict.fromkeys(name for scores in tests[control] for name in scores))
     result: dict[str, Any] = {}
     for name in names:
         columns = {
             arm: [math.nan if s.get(name) is None else s[name] for s in scores]
             for arm, scores in tests.items()
         }
-        entry: dict[str, Any] = {"best": _mean(columns[winner]), "control": _mean(columns[CONTROL])}
-        if winner != CONTROL:
-            entry["difference"] = _difference(paired_difference(columns[winner], columns[CONTROL]))
+        entry: dict[str, Any] = {"best": _mean(columns[winner]), "control": _mean(columns[control])}
+        if winner != control:
+            entry["difference"] = _difference(paired_difference(columns[winner], columns[control]))
         result[name] = entry
     return result or None
 

@@ -13,7 +13,7 @@ from droptune.loop import Loop
 from droptune.plan import Plan
 from droptune.progress import Progress
 from droptune.search import Search
-from droptune.space import AS_GIVEN, CONTROL
+from droptune.space import AS_GIVEN, CONTROL, TUNED
 from droptune.store import Store, prepare_engine
 from droptune.trainers import (
     FunctionTrainer,
@@ -24,6 +24,7 @@ from droptune.trainers import (
     metric_names,
     pick_device,
 )
+from droptune.warm import new_seeds, stored_seeds
 from droptune.watch import Clockwork, Interrupt
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Optimization:
                 stored = store.study(self.study.name)
                 # Also for a new study: a database that refuses to be written is found out here.
                 store.interrupt_runs(stored["id"] if stored else 0)
+                self._seed(stored)
             if stored is not None:
                 check_same(self.study.name, stored["definition"], self.definition)
             with self.clockwork("search"):  # refuses what it cannot do before anything is stored
@@ -77,6 +79,20 @@ class Optimization:
                 return self._search_and_confirm()
             finally:
                 self.search.close()
+
+    def _seed(self, stored: Mapping[str, Any] | None) -> None:
+        """Add the plans of earlier studies to what is tried first, and to the definition."""
+        study, asked = self.study, self.study.warm_start
+        if stored is None:
+            model, queries = self.definition["model"], self.store.queries()
+            seeds = new_seeds(study.name, study.space, model, asked, queries)
+        else:
+            seeds = stored_seeds(study.name, stored["definition"], asked)
+        for note in seeds.notes:
+            self.shown.message(note)
+        self.fixed |= {n: p for n, p in seeds.plans.items() if p not in self.fixed.values()}
+        self.task = study.task(all_kinds(study.space, self.fixed.values()))
+        self.definition |= seeds.definition()
 
     def _open_search(self) -> Search:
         study = self.study
@@ -170,7 +186,11 @@ class Optimization:
         if self.search.best() is None:
             return {}
         arms = {name: self.fixed[name] for name in (CONTROL, AS_GIVEN) if name in self.fixed}
-        chosen = self.search.finalists(self.study.finalists, exclude=arms.values())
+        # The best first; where training is tuned there are more of them than one.
+        bare = [plan for _, plan, _ in self.search.finalists(10**9) if not plan]
+        if bare and bare[0] not in arms.values():
+            arms[TUNED] = bare[0]
+        chosen = self.search.finalists(self.study.finalists, exclude=[*arms.values(), *bare])
         return arms | {f"finalist {i}": plan for i, (_, plan, _) in enumerate(chosen, 1)}
 
     def _answer(self, arms: Mapping[str, Plan], blocks: Iterable[int]) -> Result:

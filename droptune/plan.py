@@ -11,6 +11,7 @@ from droptune.consistency import Term, term_of
 from droptune.errors import PlanError, nearest
 from droptune.kinds import KINDS
 from droptune.kinds.setting import Settings, checked
+from droptune.recipe import recipe_of
 from droptune.schedule import SCHEDULES, factor
 from droptune.sites import Site
 
@@ -121,22 +122,26 @@ class Plan(Mapping[str, Entry]):
     Args:
         entries: site name -> `Entry`, or -> (kind, rate).
         term: what training adds to the loss: a `Term`, its name, or None.
+        training: what else training is to do in another way than the study does: "lr",
+            "weight_decay" and "label_smoothing", name -> number. A plan without dropout may
+            have it, too.
 
     Raises:
-        PlanError: an unknown kind or schedule, or a rate outside [0, 1), at a named site; or
-            a term that is none.
+        PlanError: an unknown kind or schedule, or a rate outside [0, 1), at a named site; a
+            term that is none; or a number of training that is not allowed.
 
     Example:
         >>> Plan({"0": ("standard", 0.2), "2": ("gaussian", 0.0)})
         Plan(0: standard 0.2)
     """
 
-    __slots__ = ("_entries", "_term")
+    __slots__ = ("_entries", "_term", "_training")
 
     def __init__(
         self,
         entries: Mapping[str, Entry | tuple] = {},  # noqa: B006
         term: Term | str | None = None,
+        training: Mapping[str, float] | None = None,
     ) -> None:
         made = {
             str(name): entry if isinstance(entry, Entry) else _entry(str(name), entry)
@@ -145,6 +150,7 @@ class Plan(Mapping[str, Entry]):
         self._entries = {name: entry for name, entry in made.items() if entry.rate > 0}
         found = term_of(term)
         self._term = found if self._entries else None
+        self._training = recipe_of(training)
 
     @classmethod
     def none(cls) -> "Plan":
@@ -173,6 +179,11 @@ class Plan(Mapping[str, Entry]):
         return self._term
 
     @property
+    def training(self) -> Settings:
+        """What training does in another way than the study: "lr", "weight_decay" and so on."""
+        return self._training
+
+    @property
     def moves(self) -> bool:
         """Whether a rate changes over training."""
         return any(entry.fraction is not None for entry in self._entries.values())
@@ -187,21 +198,21 @@ class Plan(Mapping[str, Entry]):
         return len(self._entries)
 
     def __hash__(self) -> int:
-        return hash((frozenset(self._entries.items()), self.term))
+        return hash((frozenset(self._entries.items()), self.term, self.training))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan):
             return False
-        return self._entries == other._entries and self.term == other.term
+        mine, others = (self.term, self.training), (other.term, other.training)
+        return self._entries == other._entries and mine == others
 
     def __reduce__(self) -> tuple:
-        return Plan, (self._entries, self.term)
+        return Plan, (self._entries, self.term, self.training)
 
     def __str__(self) -> str:
-        if not self:
-            return "no dropout"
-        sites = ", ".join(f"{name}: {e}" for name, e in self._entries.items())
-        return sites if self.term is None else f"{sites} + {self.term}"
+        sites = ", ".join(f"{name}: {e}" for name, e in self._entries.items()) or "no dropout"
+        term = "" if self.term is None else f" + {self.term}"
+        return f"{sites}{term}; {self.training}" if self.training else f"{sites}{term}"
 
     def __repr__(self) -> str:
         return f"Plan({self})"
@@ -210,7 +221,8 @@ class Plan(Mapping[str, Entry]):
         """Return the plan as JSON values."""
         term = {} if self.term is None else {"term": self.term.to_json()}
         sites = {name: entry.to_json() for name, entry in self._entries.items()}
-        return {"version": _VERSION, "sites": sites, **term}
+        training = {"training": dict(self.training)} if self.training else {}
+        return {"version": _VERSION, "sites": sites, **term, **training}
 
     @classmethod
     def from_json(cls, value: Any) -> "Plan":
@@ -226,7 +238,7 @@ class Plan(Mapping[str, Entry]):
                 f"plan version {value.get('version')!r} is not known here (known: {_VERSION}); "
                 "install a newer droptune"
             )
-        return cls(value["sites"], value.get("term"))
+        return cls(value["sites"], value.get("term"), value.get("training"))
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a JSON file."""

@@ -171,6 +171,7 @@ class Search:
         if self._exhausted():
             return None
         with quiet():
+            self._give()
             trial = self._study.ask()
             given = dict(trial.params)
             plan = self._space.suggest(trial)
@@ -348,6 +349,13 @@ class Search:
             distributions=frozen.distributions,
             system_attrs=kept(frozen.system_attrs) | kept(position),
         )
+
+    def _give(self) -> None:
+        """Give the next trial the parameters that the space does not leave to the sampler."""
+        trials = self._trials()
+        given = self._space.given(len(trials))
+        if given and not any(trial.state == TrialState.WAITING for trial in trials):
+            self._study.enqueue_trial(given)
 
     def _exhausted(self) -> bool:
         """Tell whether the sampler is a grid with no point left, and no trial is in line."""

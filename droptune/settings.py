@@ -55,7 +55,11 @@ def check(settings: Mapping[str, Any]) -> None:
         _check_names("kinds", settings["kinds"], ["standard", "gaussian"])
     _check_names("schedules", settings["schedules"], ["constant", "early"])
     _check_names("terms", settings["terms"], ["none", "r_drop"])
+    _check_names("tune", settings["tune"], ["lr", "weight_decay"])
+    if settings["warm_start"] is not None:
+        _check_names("warm_start", settings["warm_start"], ["digits"])
     _check_task(settings)
+    _check_tune(settings)
     seconds(settings["time"])
     if settings["pruner"] != "none" and not rungs(settings["epochs"], settings["pruner"]):
         raise StudyError(
@@ -123,6 +127,26 @@ def _check_task(settings: Mapping[str, Any]) -> None:
         )
     if data is None and (train is None or settings["example"] is None):
         raise StudyError("give data=, or your own train= with example= (a batch for the model)")
+
+
+def _check_tune(settings: Mapping[str, Any]) -> None:
+    """Check that what is tuned can be tuned here."""
+    tune, loss = settings["tune"], settings["loss"]
+    if tune and settings["train"] is not None:
+        raise StudyError(
+            f"tune {list(tune)}: train= sets these itself; leave tune out, or train with loss= "
+            "and optimizer= instead of train="
+        )
+    if "label_smoothing" in tune and loss != "cross_entropy":
+        raise StudyError(
+            f"tune 'label_smoothing': loss {loss!r} has no labels to smooth, only "
+            "'cross_entropy' has; leave it out"
+        )
+    if tune and settings["sampler"] == "grid":
+        raise StudyError(
+            "sampler 'grid' cannot tune training, a grid over it and dropout is too large; "
+            "take sampler 'qmc', or leave tune out"
+        )
 
 
 def _is_whole(value: Any, least: int) -> bool:

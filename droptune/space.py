@@ -14,11 +14,14 @@ from droptune.encodings import ENCODINGS, Suggester, group_of
 from droptune.errors import SpaceError, nearest
 from droptune.kinds import KINDS, Setting
 from droptune.plan import Entry, Plan
+from droptune.recipe import TRAINING, Range, range_of
 from droptune.schedule import SCHEDULES
 from droptune.sites import Site
 
 #: Names of the plans that every study has and compares with.
 CONTROL, AS_GIVEN = "no dropout", "as given"
+#: The name of the best plan without dropout, where training is tuned together with it.
+TUNED = "no dropout, tuned"
 
 _GATE, _SCHEDULE, _FRACTION, _TERM = "dropout", "schedule", "fraction", "term"
 _FLIPS = f"{_TERM}.flips"
@@ -26,6 +29,9 @@ _FLIPS = f"{_TERM}.flips"
 NO_TERM = "none"
 #: Of training: the least fraction suggested, and the step between two.
 _PART = 0.05
+#: Where training is tuned, one trial in so many is without dropout: a comparison with dropout
+#: is fair if both were tuned. About the share of 0.3 to 0.5 that tuned networks call for.
+_BARE = 3
 
 
 class Space:
@@ -35,13 +41,15 @@ class Space:
     encoding spells them, `kind.GROUP` for each group of sites that more than one kind fits,
     `KIND.SETTING.GROUP` for each setting of an asked kind; where rates may move, one
     `schedule` for all sites and its `fraction`; where the loss may gain a term, `term`, and
-    `term.weight.NAME` for each that may, with `term.flips` for adversarial. A group is a role;
-    for places inside layers, where other kinds act, `ROLE@PLACE`.
+    `term.weight.NAME` for each that may, with `term.flips` for adversarial; and what is tuned
+    of training, `lr`, `weight_decay` and `label_smoothing`, which plans without dropout have,
+    too. A group is a role; for places inside layers, where other kinds act, `ROLE@PLACE`.
 
     Attributes:
         settled: parameters that a sampler is not to vary, with their values. The gate: no
             dropout is in every study as trial 0, and a sampler left to itself proposes it
             again and again (measured: 8 of the first 12 trials, where it is a good plan).
+            Where training is tuned, `given` turns it off by turns.
 
     Args:
         sites: where dropout may act; of residual branches those that take part
@@ -53,10 +61,13 @@ class Space:
             standard for the rest.
         schedules: how rates may move over training, names in `droptune.schedule.SCHEDULES`.
         terms: what may be added to the loss, "none" or names in `droptune.consistency.TERMS`.
+        tune: what of training is tuned, names in `droptune.recipe.TRAINING` -> the study's own
+            values, around which it is tried.
 
     Raises:
-        SpaceError: no sites, an unknown encoding, kind, schedule or term, or none of the sites
-            can take the masks of an adversarial term.
+        SpaceError: no sites, an unknown encoding, kind, schedule, term or name of training, a
+            learning rate of 0 to be tuned, or none of the sites can take the masks of an
+            adversarial term.
     """
 
     settled: Mapping[str, str] = MappingProxyType({_GATE: "on"})
@@ -68,6 +79,7 @@ class Space:
         kinds: Sequence[str] | None = None,
         schedules: Sequence[str] = ("constant",),
         terms: Sequence[str] = (NO_TERM,),
+        tune: Mapping[str, float] | None = None,
     ) -> None:
         if encoding not in ENCODINGS:
             raise SpaceError(f"unknown encoding {encoding!r}; allowed: {', '.join(ENCODINGS)}")
@@ -83,6 +95,7 @@ class Space:
             )
         self.schedules = _checked_names("schedule", schedules, SCHEDULES)
         self.terms = _checked_names("term", terms, (NO_TERM, *TERMS))
+        self.tune = _checked_tune(tune or {})
         self._masked = masked_place(self.sites)
         if self._masked is None and any(TERMS[t].flips for t in self.terms if t != NO_TERM):
             raise SpaceError(
@@ -125,15 +138,50 @@ class Space:
         settings = self._suggest_settings(trial)
         schedule, fraction = self._suggest_schedule(trial)
         term = self._suggest_term(trial)
+        training = self._suggest_training(trial)
         if not on:
-            return Plan.none()
+            return Plan(training=training)
         entries = {}
         for site, (default, *_) in self.kinds.items():
             group = self._groups[site]
             kind = chosen.get(group, default)
             tuned = settings.get((group, kind), {})
             entries[site] = Entry(kind, rates[site], schedule, fraction, tuned)
-        return Plan(entries, term)
+        return Plan(entries, term, training)
+
+    def given(self, number: int) -> dict[str, Any]:
+        """Return the parameters of a trial that are not left to the sampler, or none.
+
+        Where training is tuned, one trial in three is without dropout. Its rates are 0 to the
+        sampler, too, so that what it learns of rates is true.
+
+        Args:
+            number: of the trial.
+        """
+        if not self.tune or number % _BARE:
+            return {}
+        bare = self.encode(Plan.none())
+        return {name: value for name, value in bare.items() if name not in self.tune}
+
+    @property
+    def _ranges(self) -> dict[str, tuple[float, Range]]:
+        """What is tuned of training -> the study's own value, and those that are tried."""
+        return {name: (own, range_of(name, own)) for name, own in self.tune.items()}
+
+    def _suggest_training(self, trial: Suggester) -> dict[str, float]:
+        """Suggest what training does in another way than the study."""
+        found = {}
+        for name, (own, (low, high, step)) in self._ranges.items():
+            value = trial.suggest_float(name, low, high, step=step, log=step is None)
+            if _digits(value) != _digits(own):
+                found[name] = _digits(value)
+        return found
+
+    def _encode_training(self, plan: Plan) -> dict[str, float]:
+        return {
+            name: known.nearest(plan.training.get(name, own))
+            for name, (own, known) in self._ranges.items()
+        }
 
     @property
     def _tuned(self) -> list[tuple[str, str]]:
@@ -194,6 +242,7 @@ class Space:
         params: dict[str, Any] = {_GATE: "on" if any(rates.values()) else "off"}
         params |= self._encoding.encode(rates) | self._encode_settings(plan)
         params |= self._encode_schedule(plan) | self._encode_term(plan.term)
+        params |= self._encode_training(plan)
         for group, choices in self._choices.items():
             if len(choices) > 1:
                 there = [s.name for s in self.sites if group_of(s) == group and s.name in plan]
@@ -279,6 +328,7 @@ class Space:
             ],
             **moving,
             **({} if self.terms == (NO_TERM,) else {"terms": list(self.terms)}),
+            **({"tune": list(self.tune)} if self.tune else {}),
         }
 
 
@@ -295,6 +345,20 @@ def _checked_names(what: str, names: Sequence[str], known: Iterable[str]) -> tup
     if not names:
         raise SpaceError(f"no {what}; give one or more of {', '.join(known)}")
     return names
+
+
+def _checked_tune(tune: Mapping[str, float]) -> dict[str, float]:
+    """Return what is tuned, in a fixed order.
+
+    Raises:
+        SpaceError: a name is unknown, or there is nothing to start from.
+    """
+    for name in tune:
+        if name not in TRAINING:
+            raise SpaceError(f"cannot tune {name!r}{nearest(str(name), TRAINING)}")
+    if tune.get("lr", 1.0) <= 0:
+        raise SpaceError("lr 0 cannot be tuned: values are tried around it; give one above 0")
+    return {name: tune[name] for name in TRAINING if name in tune}
 
 
 def _weight(term: str) -> str:

@@ -67,6 +67,12 @@ class Study:
             curriculum; early suits a model that underfits, late one that overfits.
         terms: what may be added to the loss, among none, r_drop, fraternal and adversarial. A
             further pass over each batch, two of adversarial, makes them cost.
+        tune: what is tuned together with dropout, among lr, weight_decay and label_smoothing,
+            around the values given here. One trial in three is then without dropout, so that
+            dropout is compared with a network that is tuned as well.
+        warm_start: earlier studies whose plans are tried first, carried over by role and depth:
+            names of the same store, or "URL#STUDY". None: the plan that helped in a study of
+            the store with sites of the same roles, if there is one; (): none.
         sampler: tpe, gp, cmaes, qmc, random, grid or autodropout.
         pruner: none, median, hyperband or successive-halving. Rungs favour small rates,
             because dropout slows the start of training, so the default is none.
@@ -105,6 +111,8 @@ class Study:
     kinds: Sequence[str] | None = None
     schedules: Sequence[str] = ("constant",)
     terms: Sequence[str] = ("none",)
+    tune: Sequence[str] = ()
+    warm_start: Sequence[str] | None = None
     sampler: str = "tpe"
     pruner: str = "none"
     trials: int = 64
@@ -186,7 +194,9 @@ class Study:
     @cached_property
     def space(self) -> Space:
         """The plans that may be tried."""
-        return Space(self.sites(), self.encoding, self.kinds, self.schedules, self.terms)
+        own = {"lr": self.lr, "weight_decay": self.weight_decay}
+        tune = {name: own.get(name, 0.0) for name in self.tune}
+        return Space(self.sites(), self.encoding, self.kinds, self.schedules, self.terms, tune)
 
     def as_given(self) -> Plan:
         """Return the dropout that the model comes with, where it takes effect."""

@@ -28,6 +28,8 @@ BAD = {
     "objective": ["", None, 7, "val_acc", "test_loss", "train_loss"],
     "direction": ["min", 1],
     "encoding": ["sites", None, []],
+    "tune": ["lr", [3], ["rate"], None],
+    "warm_start": ["digits", [3], 5],
     "kinds": ["standard", ["nope"], 5, [3]],
     "sampler": ["TPE", None, ["tpe"]],
     "pruner": ["asha", None],

@@ -29,12 +29,13 @@ def best(name: str, store: str, as_json: bool) -> None:
       verdict     helps, no benefit, hurts or undecided
       plan        {"version", "sites": {site: {"kind", "rate", "schedule"}}}, or null; a
                   rate that moves has its "fraction" of training, too, a kind the "settings"
-                  that differ from its defaults, and a plan that adds to the loss its "term"
+                  that differ from its defaults, a plan that adds to the loss its "term", and
+                  one that was tuned together with training its "training": {"lr", ...}
       objective   name of the metric that decides
       best        {"arm", "value", "trial", "search_value"}: the plan's name, its mean over
                   the fresh seeds, its trial and the value it had there; before a verdict
                   {"trial", "value"}; or null
-      control     the same of no dropout, or null
+      control     the same of no dropout, the better of plain and tuned, or null
       difference  {"mean", "low", "high", "p_value", "blocks", "level"} from no dropout in
                   the objective's unit: of the plan where it helps, of the model as given
                   where that hurts, else of the nearest finalist; or null

@@ -23,6 +23,22 @@ if TYPE_CHECKING:
 @click.option(
     "--encoding", metavar="NAME", help="Parameters of the search: uniform, shape or site."
 )
+@click.option(
+    "--tune",
+    metavar="NAMES",
+    callback=lambda context, option, value: value and [n.strip() for n in value.split(",")],
+    help="Tune lr, weight_decay or label_smoothing with dropout; separated by commas.",
+)
+@click.option(
+    "--from",
+    "warm_start",
+    metavar="STUDY",
+    multiple=True,
+    callback=lambda context, option, names: (
+        None if not names else [n for n in names if n != "none"]
+    ),
+    help="Try the best plans of STUDY, or URL#STUDY, first; none: not even of a similar study.",
+)
 @click.option("--slots", metavar="N", help="Trials that train side by side; auto measures.")
 @click.option("--trainer", metavar="NAME", help="auto, fused or serial.")
 @click.option("--device", metavar="NAME", help="auto, or a device of torch such as cpu or cuda:0.")

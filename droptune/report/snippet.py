@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pprint import pformat
 from typing import Any
 
-from droptune.report.text import schedule, short, visible
+from droptune.report.text import schedule, short, training_line, visible
 
 Row = Mapping[str, Any]
 
@@ -79,6 +79,8 @@ def python(plan: Row, sites: Iterable[Row], about: str) -> str:
     off = [name for name, site in found.items() if site.get("rate") and name not in entries]
     beyond |= {name: _where_it_stands(found[name]) for name in off if not _settable(found[name])}
     title = f"# {visible(about)}\n"
+    if plan.get("training"):
+        title += f"# The plan holds for training with {training_line(plan['training'])}\n"
     if beyond:
         return _escaped(title + _with_droptune(plan, beyond))
     rates = {name: entries.get(name, {"rate": 0.0})["rate"] for name in [*entries, *off]}

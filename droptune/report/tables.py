@@ -26,6 +26,7 @@ from droptune.report.text import (
     settings,
     short,
     term_line,
+    training_line,
     visible,
 )
 
@@ -171,8 +172,14 @@ def plan(value: Row | None) -> RenderableType:
     """Return a plan's JSON as one bar for each site; the bar's full width is rate 1."""
     if value is None:
         return _text("no plan yet: no trial has finished")
-    if not value["sites"]:
-        return _text("plan: no dropout")
+    term, training = value.get("term"), value.get("training")
+    more = [f"added to the loss: {term_line(term)}"] if term is not None else []
+    more += [f"trained with: {training_line(training)}"] if training else []
+    rates = _rates(value) if value["sites"] else _text("plan: no dropout")
+    return Group(rates, *map(_text, more)) if more else rates
+
+
+def _rates(value: Row) -> RenderableType:
     entries = value["sites"]
     more = ["settings"] if any(entry.get("settings") for entry in entries.values()) else []
     table = _table("site", "kind", ">rate", "", "schedule", *more)
@@ -185,8 +192,7 @@ def plan(value: Row | None) -> RenderableType:
             _text(schedule(entry)),
             *(_text(settings(entry)) for _ in more),
         )
-    term = value.get("term")
-    return table if term is None else Group(table, _text(f"added to the loss: {term_line(term)}"))
+    return table
 
 
 def study(row: Row) -> RenderableType:

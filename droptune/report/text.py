@@ -63,11 +63,11 @@ def plan_line(plan: Mapping[str, Any] | None) -> str:
     """
     if plan is None:
         return NOTHING
-    sites = plan["sites"]
-    if not sites:
-        return "no dropout"
-    term = plan.get("term")
+    sites, term, training = plan["sites"], plan.get("term"), plan.get("training")
     adds = "" if term is None else f" + {term_line(term)}"
+    adds += f"; {training_line(training)}" if training else ""
+    if not sites:
+        return f"no dropout{adds}"
     if len(sites) <= 3:
         by_site = ", ".join(
             f"{visible(name)}: {visible(entry['kind'])} {short(entry['rate'])}"
@@ -90,6 +90,11 @@ def term_line(term: Mapping[str, Any]) -> str:
     parts += [f"flips {short(term['flips'])}"] if term.get("flips") is not None else []
     parts += [f"at {term['site']}"] if term.get("site") is not None else []
     return visible(" ".join(parts))
+
+
+def training_line(training: Mapping[str, Any]) -> str:
+    """Return what a plan says of training: "lr 0.003, weight_decay 0.1"."""
+    return ", ".join(f"{visible(name)} {short(value)}" for name, value in training.items())
 
 
 def schedule(entry: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ class Scores(NamedTuple):
 
     Attributes:
         train_loss: mean over the epoch's samples, with dropout on, as the steps saw it; of
-            the first pass, and without a term of the plan.
+            the first pass, and without a term of the plan or smoothed labels.
         metrics: name -> value on the validation split, such as "val_loss".
         seconds: the member's share of the epoch's time.
         failed: why the member cannot go on (it diverged), or None.
@@ -78,18 +78,12 @@ class Trainer(Protocol):
     def begin(self, seed: int, clock: int = 0) -> None:
         """Start a block, empty, at this epoch of its clock."""
 
-    def start(
-        self,
-        slot: int,
-        plan: Plan,
-        *,
-        lr: float | None = None,
-        weight_decay: float | None = None,
-    ) -> None:
+    def start(self, slot: int, plan: Plan) -> None:
         """Put a new member with the block's initial weights into a free slot.
 
         Raises:
-            PlanError: the plan names a site or kind that the task does not have.
+            PlanError: the plan names a site or kind that the task does not have, or asks of
+                training what it cannot do.
         """
 
     def epoch(self) -> Mapping[int, Scores]:

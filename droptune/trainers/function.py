@@ -72,21 +72,17 @@ class FunctionTrainer:
         self._seed, self.clock = seed, clock
         self._members: dict[int, _Member] = {}
 
-    def start(
-        self,
-        slot: int,
-        plan: Plan,
-        *,
-        lr: float | None = None,
-        weight_decay: float | None = None,
-    ) -> None:
-        if lr is not None or weight_decay is not None:
-            raise TrainingError("train= sets its own learning rate and weight decay")
+    def start(self, slot: int, plan: Plan) -> None:
         check_kinds(plan, self.task.kinds)
         if plan.term is not None:
             raise PlanError(
                 f"train= computes its own loss, so droptune cannot add {plan.term.name} to it; "
                 "leave the term out of the plan, or compute droptune.ConsistencyLoss in train="
+            )
+        if plan.training:
+            raise PlanError(
+                f"train= sets its own {', '.join(plan.training)}, so droptune cannot; leave "
+                "training out of the plan"
             )
         check_slot(slot, self.slots, self._members)
         model = self.task.build(self._seed).to(self.device)

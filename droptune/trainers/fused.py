@@ -40,13 +40,20 @@ from droptune.trainers.learned import learned_by, learned_metrics, learners, wit
 from droptune.trainers.memory import keep_freed_memory
 from droptune.trainers.place import why
 from droptune.trainers.program import Program, trace
+from droptune.trainers.smoothing import share_of, shares_of, smoothed
 from droptune.trainers.stacked_terms import (
     again_stacked,
     needs_of,
     refuse_own_noise,
     stacked_penalised,
 )
-from droptune.trainers.stacking import Pace, StackedAdamW, StackedOptimizer, StackedSGD
+from droptune.trainers.stacking import (
+    Pace,
+    StackedAdamW,
+    StackedOptimizer,
+    StackedSGD,
+    pace_of,
+)
 from droptune.trainers.statistics import recalibrate
 from droptune.trainers.terms import Need, need_of
 
@@ -99,26 +106,17 @@ class FusedTrainer:
         self._paces: dict[int, Pace] = {}
         self._stack(0)
 
-    def start(
-        self,
-        slot: int,
-        plan: Plan,
-        *,
-        lr: float | None = None,
-        weight_decay: float | None = None,
-    ) -> None:
+    def start(self, slot: int, plan: Plan) -> None:
         check_kinds(plan, self.task.kinds)
         check_slot(slot, self.slots, self._plans)
         need_of(plan, lambda: self.task.sites)  # refuses what has no place
+        share_of(plan, self.task.loss)  # and this what has no labels
         if None not in self._rows:
             self._resize(_width(len(self._rows) + 1, self.slots))
         row = self._rows.index(None)
         self._rows[row] = slot
         self._plans[slot] = plan
-        self._paces[slot] = Pace(
-            self.task.lr if lr is None else lr,
-            self.task.weight_decay if weight_decay is None else weight_decay,
-        )
+        self._paces[slot] = pace_of(self.task, plan)
         for name, stack in {**self._params, **self._buffers}.items():
             stack[row] = self._initial.get(name, self._initial_buffers.get(name))
         for state in self._optimizer.tensors():
@@ -264,7 +262,9 @@ class FusedTrainer:
         paces = self._row_paces()
         total = torch.zeros(len(self._rows), device=self.device)
         needs, values = needs_of(task, self._rows, self._plans, self._paces)
+        shares = shares_of(self._rows, self._plans)
         knobs = [values.to(self.device)] if needs else []
+        knobs += [] if shares is None else [shares.to(self.device)]
         self._model.train()
         for rows in order[:steps]:
             batch = data.x[rows], data.y[rows], *knobs
@@ -312,7 +312,7 @@ class FusedTrainer:
     def _run(self, mode: str, *batch: Tensor, needs: tuple[Need, ...] = ()) -> list[Tensor]:
         """Run the program of all members for a batch; where none holds, trace one."""
         flat = *self._params.values(), *self._buffers.values(), *batch
-        key = (mode, len(self._rows), batch[0].shape, needs)
+        key = (mode, len(self._rows), batch[0].shape, needs, len(batch))
         known = self._programs.setdefault(key, deque(maxlen=_WAYS))
         for program in known:
             if program.holds(*flat):
@@ -367,10 +367,16 @@ class FusedTrainer:
         params, buffers, (x, y, *knobs) = self._named(flat)
         trained = [{**params, **buffers}[name].requires_grad_() for name in self._trained]
         output = self._forward(params, buffers, x)
-        losses = total = stacked_losses(self.task.loss, output, y)
+        losses = stacked_losses(self.task.loss, output, y)
+        values, shares = knobs[: bool(needs)], knobs[bool(needs) :]
+
+        def smooth(losses: Tensor, output: Tensor) -> Tensor:
+            return smoothed(losses, output, y, *shares) if shares else losses
+
+        total = smooth(losses, output)
         if needs:
             again = partial(again_stacked, self._model, params, buffers, x)
-            given = *knobs, losses, output, again, y, self.task.loss, len(x)
+            given = *values, total, output, again, y, self.task.loss, len(x), smooth
             total = stacked_penalised(needs, *given)
         size = len(self._data.train)
         total = with_penalty(total, self._learners, buffers, self.task.loss, size)

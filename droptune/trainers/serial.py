@@ -36,7 +36,8 @@ from droptune.trainers.base import (
     mean_loss,
 )
 from droptune.trainers.learned import learned_by, learned_metrics, learners, with_penalty
-from droptune.trainers.stacking import Pace
+from droptune.trainers.smoothing import share_of, smoothed
+from droptune.trainers.stacking import Pace, pace_of
 from droptune.trainers.statistics import recalibrate
 from droptune.trainers.terms import Need, need_of, passed_again, penalised
 
@@ -72,26 +73,17 @@ class SerialTrainer:
         self._seed, self.clock = seed, clock
         self._members: dict[int, _Member] = {}
 
-    def start(
-        self,
-        slot: int,
-        plan: Plan,
-        *,
-        lr: float | None = None,
-        weight_decay: float | None = None,
-    ) -> None:
+    def start(self, slot: int, plan: Plan) -> None:
         check_kinds(plan, self.task.kinds)
         check_slot(slot, self.slots, self._members)
         need = need_of(plan, lambda: self.task.sites)
+        share_of(plan, self.task.loss)  # refuses what has no labels
         model = self.task.build(self._seed).to(self.device)
         if self.device.type == "cpu":
             _channels_last(model)
         for dropout in installed(model).values():
             dropout.set(plan.get(dropout.site))
-        pace = Pace(
-            self.task.lr if lr is None else lr,
-            self.task.weight_decay if weight_decay is None else weight_decay,
-        )
+        pace = pace_of(self.task, plan)
         learning = learned_by(plan, learners(model))
         optimizer = self._make_optimizer(model, learning, pace)
         self._members[slot] = _Member(plan, model, optimizer, pace, need, learning)
@@ -207,10 +199,17 @@ class SerialTrainer:
 
     def _descended(self, member: _Member, loss: Tensor, output: Tensor, rows: Tensor) -> Tensor:
         """Return what a step descends: the first pass's loss, with what the plan adds to it."""
+        loss = self._smoothed(member, loss, output, rows)
         if member.need is not None:
             loss = self._penalised(member, loss, output, rows)
         buffers, samples = _buffers(member.learners), len(self._data.train)
         return with_penalty(loss, member.learners, buffers, self.task.loss, samples)
+
+    def _smoothed(self, member: _Member, loss: Tensor, output: Tensor, rows: Tensor) -> Tensor:
+        share = share_of(member.plan, self.task.loss)
+        if not share:
+            return loss
+        return smoothed(loss, output, self._data.train.y[rows], torch.tensor(share))
 
     def _penalised(self, member: _Member, loss: Tensor, output: Tensor, rows: Tensor) -> Tensor:
         x, y = self._data.train.x[rows], self._data.train.y[rows]
@@ -224,7 +223,12 @@ class SerialTrainer:
 
         term, by = member.plan.term, self.task.loss
         progress = self.task.progress(member.pace.age)
-        return penalised(term, member.need, progress, loss, output, again, y, by, len(rows))
+
+        def smooth(loss: Tensor, output: Tensor) -> Tensor:
+            return self._smoothed(member, loss, output, rows)
+
+        given = loss, output, again, y, by, len(rows), smooth
+        return penalised(term, member.need, progress, *given)
 
     def _output(self, model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
         if x.dim() == 4 and self.device.type == "cpu":

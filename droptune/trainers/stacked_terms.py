@@ -16,7 +16,17 @@ from droptune.kinds.noise import Part
 from droptune.plan import Plan
 from droptune.trainers.base import Loss, Task, checked_output, stacked_losses
 from droptune.trainers.stacking import Pace
-from droptune.trainers.terms import Again, Knobs, Need, descended, distance_of, need_of, numbers
+from droptune.trainers.terms import (
+    Again,
+    Knobs,
+    Need,
+    Smooth,
+    as_it_is,
+    descended,
+    distance_of,
+    need_of,
+    numbers,
+)
 
 
 def needs_of(
@@ -85,6 +95,7 @@ def stacked_penalised(
     target: Tensor,
     by: str | Loss,
     samples: int,
+    smooth: Smooth = as_it_is,
 ) -> Tensor:
     """Return what a step of each member descends; see `descended`.
 
@@ -97,6 +108,7 @@ def stacked_penalised(
         target: of the batch, shared.
         by: the task's loss.
         samples: of the batch.
+        smooth: losses and the outputs they are of -> losses with smoothed labels.
     """
     knobs = [Knobs(*mine.unbind(-1)) for mine in values.unbind()]
     return descended(
@@ -104,7 +116,7 @@ def stacked_penalised(
         first,
         dict(zip(needs, knobs, strict=True)),
         again,
-        lambda output: stacked_losses(by, output, target),
+        lambda output: smooth(stacked_losses(by, output, target), output),
         lambda name, one, other: torch.vmap(distance_of(name, by))(one, other),
         (len(losses), samples),
     )

@@ -15,6 +15,9 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from droptune.plan import Plan
+from droptune.trainers.base import Task
+
 
 @dataclass
 class Pace:
@@ -29,6 +32,12 @@ class Pace:
     lr: float
     weight_decay: float
     age: int = 0
+
+
+def pace_of(task: Task, plan: Plan) -> Pace:
+    """Return the pace of a new member: the task's, where its plan says nothing of it."""
+    said = plan.training
+    return Pace(said.get("lr", task.lr), said.get("weight_decay", task.weight_decay))
 
 
 class StackedOptimizer(ABC):

@@ -22,6 +22,8 @@ from droptune.sites import Site
 from droptune.trainers.base import Loss, mean_loss
 
 Distance = Callable[[Tensor, Tensor], Tensor]
+#: Losses, and the outputs that they are of -> losses with smoothed labels.
+Smooth = Callable[[Tensor, Tensor], Tensor]
 
 #: Losses whose outputs are logits of classes.
 _LOGITS = ("cross_entropy", "binary_cross_entropy")
@@ -269,6 +271,11 @@ def passed_again(model: nn.Module, place: tuple, *args: Any, **kwargs: Any) -> A
         return functional_call(model, buffers, args, kwargs)
 
 
+def as_it_is(losses: Tensor, output: Tensor) -> Tensor:
+    """Return losses without smoothed labels."""
+    return losses
+
+
 def penalised(
     term: Term,
     need: Need,
@@ -279,6 +286,7 @@ def penalised(
     target: Tensor,
     by: str | Loss,
     samples: int,
+    smooth: Smooth = as_it_is,
 ) -> Tensor:
     """Return what a step of one member descends; see `descended`.
 
@@ -292,6 +300,7 @@ def penalised(
         target: of the batch.
         by: the task's loss.
         samples: of the batch.
+        smooth: a loss and the output it is of -> the loss with smoothed labels.
     """
     values = torch.tensor(numbers(term, progress), dtype=torch.float64, device=first.device)
     return descended(
@@ -299,7 +308,7 @@ def penalised(
         first,
         {need: Knobs(*values.unbind())},
         again,
-        lambda output: mean_loss(by)(output, target),
+        lambda output: smooth(mean_loss(by)(output, target), output),
         lambda name, one, other: distance_of(name, by)(one, other),
         (samples,),
     )

@@ -21,6 +21,9 @@ class TinySpace:
         kind = trial.suggest_categorical("kind", self.kinds)
         return Plan({"0": Entry(kind, front), "2": Entry(kind, back)})
 
+    def given(self, number):
+        return {}
+
     def encode(self, plan):
         rates = [min(plan[site].rate, self.high) if site in plan else 0.0 for site in "02"]
         kinds = [entry.kind for entry in plan.values() if entry.kind in self.kinds]

@@ -68,7 +68,7 @@ class TrainerContract(ABC):
         return lambda slots, **changes: self.build(make_task(**changes), slots)
 
     def start_diverging(self, trainer: Trainer, slot: int) -> None:
-        trainer.start(slot, NONE, lr=1e30)
+        trainer.start(slot, Plan(training={"lr": 1e30}))
 
     def same(self, one, other) -> None:
         assert len(one) == len(other)
@@ -298,20 +298,18 @@ class PacedContract(TrainerContract):
     @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
     def test_each_slot_has_its_own_learning_rate_and_weight_decay(self, make, optimizer):
         trainer = begun(make(4, optimizer=optimizer), {0: LIGHT})
-        trainer.start(1, LIGHT, lr=1e-3)
-        trainer.start(2, LIGHT, weight_decay=0.5)
-        trainer.start(3, LIGHT, lr=1e-3, weight_decay=0.0)
+        said = [{}, {"lr": 1e-3}, {"weight_decay": 0.5}, {"lr": 1e-3, "weight_decay": 0.0}]
+        for slot, changes in enumerate(said[1:], 1):
+            trainer.start(slot, Plan(LIGHT, training=changes))
         seen = curves(trainer, 3)
-        for slot, changes in enumerate(
-            [{}, {"lr": 1e-3}, {"weight_decay": 0.5}, {"lr": 1e-3, "weight_decay": 0.0}]
-        ):
+        for slot, changes in enumerate(said):
             alone = begun(make(1, optimizer=optimizer, **changes), {0: LIGHT})
             self.same(seen[slot], curves(alone, 3)[0])
         assert len({str(curve) for curve in seen.values()}) == 4
 
     def test_learning_rate_and_weight_decay_survive_a_restart(self, make):
         trainer = begun(make(2), {0: LIGHT})
-        trainer.start(1, LIGHT, lr=3e-3, weight_decay=0.3)
+        trainer.start(1, Plan(LIGHT, training={"lr": 3e-3, "weight_decay": 0.3}))
         curves(trainer, 1)
         other = make(2)
         other.restore(through_a_file(trainer.save()))
@@ -337,7 +335,7 @@ class PacedContract(TrainerContract):
             return F.cross_entropy(output, target) + torch.where(bad, math.nan, 0.0)
 
         trainer = begun(make(2, loss=fragile), {0: LIGHT})
-        trainer.start(1, NONE, lr=100.0)
+        trainer.start(1, Plan(training={"lr": 100.0}))
         scores = trainer.epoch()
         assert scores[0].failed is None and math.isfinite(scores[0].train_loss)
         assert scores[1].failed == "diverged: train_loss is nan"

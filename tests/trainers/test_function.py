@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from droptune.errors import TrainingError
+from droptune.errors import PlanError, TrainingError
 from droptune.install import read
 from droptune.plan import Plan
 from droptune.trainers import FunctionTrainer
@@ -127,8 +127,8 @@ def test_what_is_no_training_loop_is_told_at_the_start(make_task, train, message
 def test_learning_rate_and_weight_decay_are_the_loops_own(make_task):
     trainer = FunctionTrainer(make_task(), raises)
     trainer.begin(0)
-    with pytest.raises(TrainingError, match="sets its own learning rate and weight decay"):
-        trainer.start(0, LIGHT, lr=0.1)
+    with pytest.raises(PlanError, match="sets its own lr, weight_decay, so droptune cannot; leave"):
+        trainer.start(0, Plan(LIGHT, training={"lr": 0.1, "weight_decay": 0.0}))
 
 
 def test_a_stopped_loop_is_closed(make_task):

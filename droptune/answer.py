@@ -32,6 +32,7 @@ class Result:
         control: the same of no dropout.
         difference: winner minus no dropout, in the objective's unit; None if there is none.
         test: means on the test split, read once, at the end; None without one.
+        fit: of no dropout in the search, see `droptune.gap.fit`; None if it is not known.
         finished_before: nothing was left to do.
         seconds: where the time of this call went, by "training", "search" and "store".
     """
@@ -44,6 +45,7 @@ class Result:
     control: dict[str, Any] | None
     difference: Difference | None
     test: dict[str, Any] | None
+    fit: dict[str, Any] | None = None
     finished_before: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -58,6 +60,7 @@ class Result:
             "control": self.control,
             "difference": _difference(self.difference),
             "test": self.test,
+            "fit": self.fit,
         }
         return _plain(answer)
 
@@ -69,6 +72,7 @@ class Result:
         """
         answer = self.to_json()
         answer.pop("study")
+        answer.pop("fit")  # it stands with the control's run
         difference = answer.pop("difference") or {}
         return answer | {
             "text": str(self.verdict),

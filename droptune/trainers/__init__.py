@@ -16,13 +16,13 @@ from droptune.trainers.consistency_loss import ConsistencyLoss
 from droptune.trainers.fit import (
     check_fit,
     fingerprint,
-    metric_names,
     noise_line,
     pick_device,
     unreached_noise,
 )
 from droptune.trainers.function import FunctionTrainer
 from droptune.trainers.fused import FusedTrainer
+from droptune.trainers.scored import check_metrics, metric_names
 from droptune.trainers.serial import SerialTrainer
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "Trainer",
     "build",
     "check_fit",
+    "check_metrics",
     "choose",
     "fingerprint",
     "is_out_of_memory",

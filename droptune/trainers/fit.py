@@ -115,13 +115,6 @@ def _check_loss(task: Task, output: Tensor, y: Tensor) -> None:
         )
 
 
-def metric_names(task: Task) -> tuple[str, ...]:
-    """Return the names of the metrics that the task's trainers score on the validation split."""
-    labels = task.loss == "cross_entropy" and task.data.train.y.dim() == 1
-    classes = labels or task.loss == "binary_cross_entropy"
-    return ("val_loss", "val_accuracy") if classes else ("val_loss",)
-
-
 def unreached_noise(model: nn.Module, example: object) -> list[str]:
     """Return the modules that draw random numbers in training with every known dropout off.
 

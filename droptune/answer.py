@@ -33,6 +33,7 @@ class Result:
             study's own training and the best of the search, both without dropout.
         difference: winner minus no dropout, in the objective's unit; None if there is none.
         test: means on the test split, read once, at the end; None without one.
+        fit: of no dropout in the search, see `droptune.gap.fit`; None if it is not known.
         finished_before: nothing was left to do.
         seconds: where the time of this call went, by "training", "search" and "store".
     """
@@ -45,6 +46,7 @@ class Result:
     control: dict[str, Any] | None
     difference: Difference | None
     test: dict[str, Any] | None
+    fit: dict[str, Any] | None = None
     finished_before: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -59,6 +61,7 @@ class Result:
             "control": self.control,
             "difference": _difference(self.difference),
             "test": self.test,
+            "fit": self.fit,
         }
         return _plain(answer)
 
@@ -70,6 +73,7 @@ class Result:
         """
         answer = self.to_json()
         answer.pop("study")
+        answer.pop("fit")  # it stands with the control's run
         difference = answer.pop("difference") or {}
         return answer | {
             "text": str(self.verdict),

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from droptune import gap
 from droptune.errors import StudyError, TrainingError
 from droptune.plan import Plan
 from droptune.search import Asked
+from droptune.space import CONTROL
 from droptune.store import Store
 from droptune.trainers import Scores, Trainer, is_out_of_memory
 from droptune.watch import Clockwork
@@ -65,7 +67,7 @@ class Members:
         make_trainer: makes trainers.
         most: slots that are of use; None: as many as suit.
         clockwork: where time is counted.
-        say: is given a line when memory runs out.
+        say: is given a line when memory runs out, and on how the control fits.
 
     Attributes:
         seconds: of training so far, of all members together.
@@ -140,6 +142,8 @@ class Members:
         """
         scores = self._call("epoch") or {}
         ends = [end for slot, score in scores.items() if (end := self._judged(slot, score))]
+        if not all(self._fit(end.slot, scores) for end in ends if end.state == "complete"):
+            return {}, []
         if self._phase == "confirm" and any(end.state == "complete" for end in ends):
             tests = self._call("test")
             if tests is None:
@@ -222,6 +226,18 @@ class Members:
         if member.epochs >= self._epochs:
             return End(slot, "complete", score.metrics[self._objective])
         return None
+
+    def _fit(self, slot: int, scores: Mapping[int, Scores]) -> bool:
+        """Add to the control's scores how it fits; return False if memory ran out."""
+        if self._phase != "search" or self[slot].arm != CONTROL:
+            return True
+        found = self._call("fit", slot)
+        if found is None:
+            return False
+        scores[slot].metrics.update(found)
+        if fits := gap.fit(scores[slot].metrics):
+            self._say(gap.sentence(fits))
+        return True
 
     def _call(self, method: str, *args: Any) -> Any:
         """Return what the trainer's method returns, or None if memory ran out."""

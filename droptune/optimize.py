@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from droptune import settings
 from droptune.answer import Result, complete_blocks, confirmed, unconfirmed
 from droptune.definition import all_kinds, check_same, environment
-from droptune.errors import StudyError
 from droptune.kinds import derive
 from droptune.loop import Loop
 from droptune.plan import Plan
@@ -20,8 +19,8 @@ from droptune.trainers import (
     FusedTrainer,
     SerialTrainer,
     Trainer,
+    check_metrics,
     choose,
-    metric_names,
     pick_device,
 )
 from droptune.warm import new_seeds, stored_seeds
@@ -48,11 +47,7 @@ class Optimization:
         self.device = pick_device(study.device)
         #: The trainer to use; None: not known before it is measured.
         self.kind = {"serial": SerialTrainer, "fused": FusedTrainer}.get(study.trainer)
-        if study.train is None and study.objective not in metric_names(self.task):
-            raise StudyError(
-                f"objective {study.objective!r} is not among the metrics "
-                f"({', '.join(metric_names(self.task))}); choose one of them"
-            )
+        check_metrics(self.task)
 
     def result(self) -> Result:
         """Run what is left to do and return the answer."""
@@ -151,10 +146,11 @@ class Optimization:
         answer = self._answer(arms, blocks)
         with self.clockwork("store"):
             self._save(answer)
+            fits = self.store.control_fit(self.study_id)
         if finished_before:
             self.shown.message(self._finished(before))
         return replace(
-            answer, finished_before=finished_before, seconds=dict(self.clockwork.seconds)
+            answer, fit=fits, finished_before=finished_before, seconds=dict(self.clockwork.seconds)
         )
 
     def _make_trainer(self, most: int | None) -> Trainer:

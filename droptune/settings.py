@@ -8,6 +8,7 @@ from typing import Any
 from droptune.data import Data
 from droptune.encodings import ENCODINGS
 from droptune.errors import StudyError
+from droptune.metrics import check_asked
 from droptune.search import PRUNERS, SAMPLERS
 from droptune.space import NO_TERM
 from droptune.trainers import TRAINERS
@@ -35,7 +36,7 @@ def check(settings: Mapping[str, Any]) -> None:
     Raises:
         StudyError: one is not allowed; the first is named.
     """
-    for what in ("name", "objective", "device"):
+    for what in ("name", "device"):
         value = settings[what]
         if not isinstance(value, str) or not value.strip():
             raise StudyError(f"{what} {value!r}: give a text that is not empty")
@@ -60,6 +61,12 @@ def check(settings: Mapping[str, Any]) -> None:
         _check_names("warm_start", settings["warm_start"], ["digits"])
     _check_task(settings)
     _check_tune(settings)
+    check_asked(
+        settings["objective"],
+        settings["direction"],
+        settings["metrics"],
+        settings["train"] is not None,
+    )
     seconds(settings["time"])
     if settings["pruner"] != "none" and not rungs(settings["epochs"], settings["pruner"]):
         raise StudyError(

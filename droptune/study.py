@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from droptune import settings
+from droptune import metrics, settings
 from droptune.answer import Result
 from droptune.data import Data
 from droptune.definition import qualified
@@ -58,9 +58,13 @@ class Study:
         lr_schedule: "constant", "cosine" or "one-cycle".
         recalibrate: whether statistics of BatchNorm are taken again without dropout, over up
             to 200 training batches, before each validation: dropout in front shifts them.
-        objective: the metric that decides, at the last epoch: "val_loss", "val_accuracy", or
-            one that `train` yields.
-        direction: "minimize" or "maximize"; None: maximize an accuracy, minimize the rest.
+        objective: the metric that decides, at the last epoch, with or without "val_": loss,
+            accuracy, balanced_accuracy, f1, auroc, r2, rmse, calibration_error; a function
+            (output, target) -> float of numpy arrays of the whole split, known from then on
+            as "val_" and its name; or one that `train` yields.
+        direction: "minimize" or "maximize", needed for a function of your own; None: as the
+            metric's name says, and minimize where it says nothing.
+        metrics: others to record after each epoch, by name or as functions.
         encoding: "uniform", "shape" or "site", see `Space`.
         kinds: kinds of dropout to try; None: the usual one at each site.
         schedules: how rates may move over training, among constant, ramp, early, late and
@@ -105,7 +109,7 @@ class Study:
     momentum: float = 0.9
     lr_schedule: str = "constant"
     recalibrate: bool = False
-    objective: str = "val_loss"
+    objective: str | Callable = "val_loss"
     direction: str | None = None
     encoding: str = "shape"
     kinds: Sequence[str] | None = None
@@ -124,9 +128,14 @@ class Study:
     slots: int | str = "auto"
     device: str = "auto"
     store: str | None = None
+    metrics: Sequence[str | Callable] = ()
 
     def __post_init__(self) -> None:
         settings.check({name: getattr(self, name) for name in self.__dataclass_fields__})
+        if callable(self.objective) and self.objective not in self.metrics:
+            object.__setattr__(self, "metrics", (*self.metrics, self.objective))
+        if self.train is None:
+            object.__setattr__(self, "objective", metrics.full_name(self.objective))
 
     def __repr__(self) -> str:
         # Without the fields: the store's URL may hold a password.
@@ -150,7 +159,7 @@ class Study:
         """Whether a higher objective is better."""
         if self.direction is not None:
             return self.direction == "maximize"
-        return "accuracy" in self.objective
+        return metrics.maximizes(self.objective)
 
     @property
     def url(self) -> str:
@@ -218,10 +227,12 @@ class Study:
             self.lr_schedule,
             self.recalibrate,
             [name for name in self.terms if name != NO_TERM],
+            () if self.train else metrics.asked_for(self.objective, self.metrics),
         )
 
     def definition(self) -> dict[str, Any]:
         """Return what makes two studies the same, as JSON values."""
+        function = metrics.function_of(self.objective, self.metrics)
         return {
             "model": fingerprint(self.built),
             "data": self.data.digest() if self.data is not None else None,
@@ -239,6 +250,7 @@ class Study:
                 "momentum": self.momentum,
                 "lr_schedule": self.lr_schedule,
                 **({"recalibrate": True} if self.recalibrate else {}),
+                **({"objective_function": qualified(function)} if function else {}),
             },
             "seed": self.seed,
         }

@@ -38,7 +38,17 @@ VERDICT = {
     "control": {"arm": "no dropout", "value": 0.421, "trial": 0, "search_value": 0.5},
     "test": {"test_loss": {"best": 0.41, "control": 0.43}},
 }
-BEST_KEYS = ["study", "verdict", "plan", "objective", "best", "control", "difference", "test"]
+BEST_KEYS = [
+    "study",
+    "verdict",
+    "plan",
+    "objective",
+    "best",
+    "control",
+    "difference",
+    "test",
+    "fit",
+]
 
 
 def plan(rate: float) -> dict:

@@ -269,7 +269,7 @@ CHANGES = [
     ("space", {"encoding": "uniform"}),
     ("space", {"kinds": ["gaussian"]}),
     ("objective", {"objective": "val_accuracy"}),
-    ("direction", {"direction": "maximize"}),
+    ("objective, direction", {"objective": lambda o, t: 0.0, "direction": "maximize"}),
     ("seed", {"seed": 1}),
     (r"epochs \(3, now 4\)", {"epochs": 4}),
     (r"batch_size \(64, now 16\), lr \(0.01, now 0.5\)", {"batch_size": 16, "lr": 0.5}),

@@ -40,6 +40,9 @@ def best(name: str, store: str, as_json: bool) -> None:
                   the objective's unit: of the plan where it helps, of the model as given
                   where that hurts, else of the nearest finalist; or null
       test        {metric: {"best", "control", "difference"}} on the test split, or null
+      fit         {"train_loss", "val_loss", "gap", "low", "high", "reading"} of no dropout in
+                  eval mode, with the 95 % interval of the gap; the reading is overfits,
+                  underfits, fits or no gap; or null
     """
     with open_queries(store) as queries:
         row, verdict = queries.best(name), queries.verdict(name)

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 @click.option("--trials", type=int, help="Trials in all, with earlier ones.")
 @click.option("--time", metavar="TIME", help="Time to spend, such as 90s, 10m or 2h.")
 @click.option("--seed", type=int, help="Seed of everything that is random.")
+@click.option(
+    "--objective",
+    metavar="NAME",
+    help="The metric that decides: val_loss, accuracy, balanced_accuracy, f1, auroc, r2, rmse or "
+    "calibration_error; or one that the study's own loop yields.",
+)
 @click.option("--sampler", metavar="NAME", help="tpe, gp, cmaes, qmc, random, grid or autodropout.")
 @click.option("--pruner", metavar="NAME", help="none, median, hyperband or successive-halving.")
 @click.option(

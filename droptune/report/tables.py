@@ -16,6 +16,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from droptune import gap
 from droptune.report.text import (
     NOTHING,
     difference_line,
@@ -160,6 +161,8 @@ def best(row: Row, text: str | None = None) -> RenderableType:
     facts = {"study": _text(row["study"]), "objective": _text(row["objective"] or NOTHING)}
     if row["difference"]:
         facts["difference"] = _text(f"{difference_line(row['difference'])}{_compares(row)}")
+    if row.get("fit"):
+        facts["fit"] = _text(gap.sentence(row["fit"]))
     parts = [heading, _facts(facts), _text(""), plan(row["plan"])]
     if row["best"]:
         parts += [_text(""), _compared(row)]

@@ -10,6 +10,7 @@ import json
 from datetime import datetime
 from typing import Any
 
+from droptune import gap
 from droptune.errors import StoreError, StudyError, nearest
 from droptune.store.reader import Reader, open_reader
 
@@ -82,6 +83,13 @@ SEARCH_RUNS = """
     FROM droptune_run r
     LEFT JOIN droptune_curve c ON c.run_id = r.id AND c.epoch = r.epochs
     WHERE r.study_id = :study AND r.phase = 'search' AND r.state IN ('complete', 'failed')
+    ORDER BY r.id
+"""
+CONTROL_METRICS = """
+    SELECT c.metrics
+    FROM droptune_run r JOIN droptune_curve c ON c.run_id = r.id AND c.epoch = r.epochs
+    WHERE r.study_id = :study AND r.phase = 'search' AND r.arm = 'no dropout'
+      AND r.state = 'complete'
     ORDER BY r.id
 """
 SEARCH_SECONDS = """
@@ -206,10 +214,10 @@ class Queries:
 
         Returns:
             study, verdict, plan, objective, best, control, difference (mean, low, high,
-            p_value, blocks and level, or None) and test. Before there is a verdict it is
-            `undecided`: plan is that of the best trial so far, best and control (the trial
-            with no dropout) are a trial number and a value or None, difference and test
-            are None.
+            p_value, blocks and level, or None), test, and fit (see `droptune.gap.fit`).
+            Before there is a verdict it is `undecided`: plan is that of the best trial so
+            far, best and control (the trial with no dropout) are a trial number and a value
+            or None, difference and test are None.
 
         Raises:
             StudyError: there is no such study.
@@ -222,7 +230,14 @@ class Queries:
         difference = {"mean": verdict["difference"], **{key: verdict[key] for key in parts}}
         same = {key: verdict[key] for key in ("verdict", "plan", "objective", "best", "control")}
         compared = difference if verdict["difference"] is not None else None
-        return {"study": name, **same, "difference": compared, "test": verdict["test"]}
+        fits = control_fit(self._reader, study["id"])
+        return {
+            "study": name,
+            **same,
+            "difference": compared,
+            "test": verdict["test"],
+            "fit": fits,
+        }
 
     def confirm_runs(self, name: str) -> list[Row]:
         """Return the finished confirmation runs of a study, as `Store.confirm_runs` does.
@@ -244,6 +259,7 @@ class Queries:
             "control": {"trial": control["number"], "value": control["value"]} if control else None,
             "difference": None,
             "test": None,
+            "fit": control_fit(self._reader, study["id"]),
         }
 
     def _best_trial(self, study: Row, optuna: Row | None, only: str = "") -> Row | None:
@@ -321,6 +337,12 @@ def search_runs(reader: Reader, study_id: int) -> list[Row]:
 def search_seconds(reader: Reader, study_id: int) -> float:
     """Return the seconds of training of all search runs of a study."""
     return reader.rows(SEARCH_SECONDS, study=study_id)[0]["seconds"] or 0.0
+
+
+def control_fit(reader: Reader, study_id: int) -> Row | None:
+    """Return how no dropout fitted in the search, or None if it has not ended there."""
+    rows = _plain(reader.rows(CONTROL_METRICS, study=study_id))
+    return gap.fit(rows[0]["metrics"]) if rows else None
 
 
 def _plain(rows: list[Row]) -> list[Row]:

@@ -16,11 +16,11 @@ from droptune.trainers.consistency_loss import ConsistencyLoss
 from droptune.trainers.fit import (
     check_fit,
     fingerprint,
-    metric_names,
     pick_device,
 )
 from droptune.trainers.function import FunctionTrainer
 from droptune.trainers.fused import FusedTrainer
+from droptune.trainers.scored import check_metrics, metric_names
 from droptune.trainers.serial import SerialTrainer
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "Trainer",
     "build",
     "check_fit",
+    "check_metrics",
     "choose",
     "fingerprint",
     "is_out_of_memory",

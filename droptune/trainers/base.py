@@ -15,6 +15,7 @@ from droptune.data import Data
 from droptune.droppers import check_model
 from droptune.errors import ModelError, PlanError, TrainingError
 from droptune.install import install
+from droptune.metrics import Metric
 from droptune.plan import Plan
 from droptune.schedule import progress
 from droptune.sites import Site, find_sites
@@ -92,6 +93,9 @@ class Trainer(Protocol):
     def test(self) -> Mapping[int, dict[str, float]]:
         """Score every member on the test split; slot -> metrics such as "test_loss"."""
 
+    def fit(self, slot: int) -> dict[str, float]:
+        """Return metrics that tell how a member fits (droptune/gap.py); {} if nothing does."""
+
     def stop(self, slot: int) -> None:
         """Free a slot."""
 
@@ -122,6 +126,7 @@ class Task:
         recalibrate: whether statistics of BatchNorm are taken again without dropout before
             each validation.
         terms: of the loss that members may use: what they cost is then measured, too.
+        metrics: to score besides the mean loss, on the outputs for a whole split.
     """
 
     model: Callable[[], nn.Module]
@@ -137,6 +142,7 @@ class Task:
     lr_schedule: str = "constant"
     recalibrate: bool = False
     terms: Sequence[str] = ()
+    metrics: Sequence[Metric] = ()
 
     def __post_init__(self) -> None:
         for what, value, allowed in (

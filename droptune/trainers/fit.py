@@ -111,13 +111,6 @@ def _check_loss(task: Task, output: Tensor, y: Tensor) -> None:
         )
 
 
-def metric_names(task: Task) -> tuple[str, ...]:
-    """Return the names of the metrics that the task's trainers score on the validation split."""
-    labels = task.loss == "cross_entropy" and task.data.train.y.dim() == 1
-    classes = labels or task.loss == "binary_cross_entropy"
-    return ("val_loss", "val_accuracy") if classes else ("val_loss",)
-
-
 def fingerprint(model: nn.Module) -> str:
     """Return hex digits that change with a model's structure (not with its weights)."""
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(model))  # addresses differ by process

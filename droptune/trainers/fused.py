@@ -37,9 +37,11 @@ from droptune.trainers.base import (
 )
 from droptune.trainers.constants import python_state, same_constants
 from droptune.trainers.learned import learned_by, learned_metrics, learners, with_penalty
+from droptune.trainers.losses import fit_metrics
 from droptune.trainers.memory import keep_freed_memory
 from droptune.trainers.place import why
 from droptune.trainers.program import Program, trace
+from droptune.trainers.scored import KeptOutputs, further
 from droptune.trainers.smoothing import share_of, shares_of, smoothed
 from droptune.trainers.stacked_terms import (
     again_stacked,
@@ -175,6 +177,21 @@ class FusedTrainer:
             if slot is not None
         }
 
+    def fit(self, slot: int) -> dict[str, float]:
+        check_taken(slot, self._plans)
+        row = self._rows.index(slot)
+        mine = {name: p[row] for name, p in self._params.items()}
+        mine |= {name: b[row].clone() for name, b in self._buffers.items()}
+        model = self._model.eval()
+        with torch.random.fork_rng(self._gpus()):
+            torch.manual_seed(derive(self._seed, "fit"))
+            return fit_metrics(
+                self.task,
+                self._data,
+                self._seed,
+                lambda x: checked_output(functional_call(model, mine, (x,))),
+            )
+
     def rehearse(self, members: int, steps: int) -> float:
         """Return seconds a step and member, over some steps; `begin` starts afresh."""
         self.begin(seed=0)
@@ -184,7 +201,7 @@ class FusedTrainer:
         # fused shows now and not at the end of the first epoch.
         self._train(steps)
         val, size = self._data.val, EVAL_BATCHES * self.task.batch_size
-        self._score(Split(val.x[:size], val.y[:size]), "val")
+        self._evaluated(Split(val.x[:size], val.y[:size]), KeptOutputs(self.task))
         if max(map(len, self._programs.values())) > _FEW:
             raise ModelError(
                 "the model cannot be trained fused (its forward reads a number from a tensor, or "
@@ -286,19 +303,28 @@ class FusedTrainer:
 
     def _score(self, split: Split, prefix: str) -> dict[str, list[float]]:
         """Return metric name -> values by row, on a split, in eval mode."""
+        kept = KeptOutputs(self.task)
+        totals = self._evaluated(split, kept)
+        # Divided as doubles: equal counts of hits must differ by exactly nothing.
+        means = {f"{prefix}_{n}": [v / len(split) for v in t.tolist()] for n, t in totals.items()}
+        return means | kept.stacked_scores(split.y, prefix, self._rows)
+
+    def _evaluated(self, split: Split, kept: KeptOutputs) -> dict[str, Tensor]:
+        """Return loss and hits of each row, summed over a split; `kept` receives the outputs."""
         self._model.eval()
         width = len(self._rows)
         totals: dict[str, Tensor] = {}
         size = EVAL_BATCHES * self.task.batch_size
         for x, y in zip(split.x.split(size), split.y.split(size), strict=True):
-            loss, *right = self._run("eval", x, y)
-            sums = {f"{prefix}_loss": loss * len(x)}
-            if right:
-                sums[f"{prefix}_accuracy"] = right[0]
+            loss, *rest = self._run("eval", x, y)
+            if kept.wanted:
+                kept.add(rest.pop())
+            sums = {"loss": loss * len(x)}
+            if rest:
+                sums["accuracy"] = rest[0]
             for name, value in sums.items():
                 totals[name] = totals.get(name, torch.zeros(width, device=self.device)) + value
-        # Divided as doubles: equal counts of hits must differ by exactly nothing.
-        return {name: [v / len(split) for v in total.tolist()] for name, total in totals.items()}
+        return totals
 
     def _recalibrate(self) -> None:
         data = self._data.train
@@ -389,7 +415,8 @@ class FusedTrainer:
             output = self._forward(params, buffers, x)
             right = correct(self.task.loss, output, y, stacked=True)
             losses = stacked_losses(self.task.loss, output, y)
-        return [losses] if right is None else [losses, right.sum(1)]
+        hits = [] if right is None else [right.sum(1)]
+        return [losses, *hits, *([output] if further(self.task) else [])]
 
     def _gpus(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []

@@ -36,6 +36,8 @@ from droptune.trainers.base import (
     mean_loss,
 )
 from droptune.trainers.learned import learned_by, learned_metrics, learners, with_penalty
+from droptune.trainers.losses import fit_metrics
+from droptune.trainers.scored import KeptOutputs
 from droptune.trainers.smoothing import share_of, smoothed
 from droptune.trainers.stacking import Pace, pace_of
 from droptune.trainers.statistics import recalibrate
@@ -119,6 +121,13 @@ class SerialTrainer:
                 torch.manual_seed(derive(self._seed, "test"))
                 result[slot] = self._score(member.model, self._data.test, "test")
         return result
+
+    def fit(self, slot: int) -> dict[str, float]:
+        check_taken(slot, self._members)
+        model = self._members[slot].model.eval()
+        with torch.random.fork_rng(self._gpus()):
+            torch.manual_seed(derive(self._seed, "fit"))
+            return fit_metrics(self.task, self._data, self._seed, partial(self._output, model))
 
     def rehearse(self, members: int, steps: int) -> float:
         """Return seconds a step and member, over some steps; `begin` starts afresh."""
@@ -247,10 +256,11 @@ class SerialTrainer:
     def _score(self, model: nn.Module, split: Split, prefix: str) -> dict[str, float]:
         model.eval()
         loss, right = torch.zeros((2,), device=self.device).unbind()
-        classes = False
+        classes, kept = False, KeptOutputs(self.task)
         size = EVAL_BATCHES * self.task.batch_size
         for x, y in zip(split.x.split(size), split.y.split(size), strict=True):
             output = self._output(model, x)
+            kept.add(output)
             loss = loss + self._loss(output, y) * len(x)
             hits = correct(self.task.loss, output, y)
             if hits is not None:
@@ -258,7 +268,7 @@ class SerialTrainer:
         metrics = {f"{prefix}_loss": loss.item() / len(split)}
         if classes:
             metrics[f"{prefix}_accuracy"] = right.item() / len(split)
-        return metrics
+        return metrics | kept.scores(split.y, prefix)
 
     def _gpus(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []

@@ -129,6 +129,7 @@ def test_best_before_a_verdict_is_the_best_trial_so_far_and_undecided(queries, e
         "control": {"trial": 0, "value": 0.25},
         "difference": None,
         "test": None,
+        "fit": None,
     }
 
 
@@ -151,6 +152,7 @@ def test_best_is_the_verdict_once_there_is_one(queries, url, examples):
             "level": 0.95,
         },
         "test": {"best": 0.41},
+        "fit": None,
     }
     assert queries.verdict("mine")["text"] == VERDICT["text"]
     assert queries.studies()[0]["verdict"] == queries.study("mine")["verdict"]["verdict"] == "helps"

@@ -9,8 +9,7 @@ from torch import nn
 from droptune.data import Split
 from droptune.errors import ModelError, TrainingError
 from droptune.plan import Plan
-from droptune.trainers import SerialTrainer, check_fit, fingerprint, pick_device
-from droptune.trainers.fit import metric_names
+from droptune.trainers import SerialTrainer, check_fit, fingerprint, metric_names, pick_device
 
 
 class Returns(nn.Module):

@@ -13,6 +13,7 @@ from droptune.consistency import FLIPS, TERMS, Term, masked_place
 from droptune.encodings import ENCODINGS, Suggester, group_of
 from droptune.errors import SpaceError, nearest
 from droptune.kinds import KINDS, Setting
+from droptune.listed import Listed
 from droptune.plan import Entry, Plan
 from droptune.schedule import SCHEDULES
 from droptune.sites import Site
@@ -53,10 +54,12 @@ class Space:
             standard for the rest.
         schedules: how rates may move over training, names in `droptune.schedule.SCHEDULES`.
         terms: what may be added to the loss, "none" or names in `droptune.consistency.TERMS`.
+        rates: site -> the rates to try there, a rate for each site; other sites take none, and
+            of the fixed plans only those remain that keep to it. None: as the encoding says.
 
     Raises:
-        SpaceError: no sites, an unknown encoding, kind, schedule or term, or none of the sites
-            can take the masks of an adversarial term.
+        SpaceError: no sites, an unknown encoding, kind, schedule or term, none of the sites
+            can take the masks of an adversarial term, or rates of no site or outside [0, 1).
     """
 
     settled: Mapping[str, str] = MappingProxyType({_GATE: "on"})
@@ -68,6 +71,7 @@ class Space:
         kinds: Sequence[str] | None = None,
         schedules: Sequence[str] = ("constant",),
         terms: Sequence[str] = (NO_TERM,),
+        rates: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         if encoding not in ENCODINGS:
             raise SpaceError(f"unknown encoding {encoding!r}; allowed: {', '.join(ENCODINGS)}")
@@ -89,9 +93,11 @@ class Space:
                 "term 'adversarial' masks units, and the model has no site with features or "
                 "channels on a known axis; leave it out of terms"
             )
-        self.encoding = encoding
+        listed = None if rates is None else Listed(self.sites, rates)
+        self.encoding = encoding if listed is None else listed.name
         self.asked_kinds = kinds
-        self._encoding = ENCODINGS[encoding](self.sites)
+        self._listed = listed
+        self._encoding = listed or ENCODINGS[encoding](self.sites)
         self._groups = {site.name: group_of(site) for site in self.sites}
         self._choices = {group: self._kinds_of(group) for group in self._groups.values()}
 
@@ -260,7 +266,8 @@ class Space:
         }
         distinct: dict[str, Plan] = {}
         for name, plan in plans.items():
-            if plan not in distinct.values():
+            kept = name in (CONTROL, AS_GIVEN) or self._listed is None or self._listed.has(plan)
+            if kept and plan not in distinct.values():
                 distinct[name] = plan
         return distinct
 
@@ -278,6 +285,7 @@ class Space:
                 for s in self.sites
             ],
             **moving,
+            **({"rates": self._listed.to_json()} if self._listed else {}),
             **({} if self.terms == (NO_TERM,) else {"terms": list(self.terms)}),
         }
 

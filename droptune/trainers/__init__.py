@@ -24,6 +24,7 @@ from droptune.trainers.fit import (
 from droptune.trainers.function import FunctionTrainer
 from droptune.trainers.fused import FusedTrainer
 from droptune.trainers.serial import SerialTrainer
+from droptune.trainers.table import TableTrainer
 
 __all__ = [
     "LOSSES",
@@ -36,6 +37,7 @@ __all__ = [
     "Saved",
     "Scores",
     "SerialTrainer",
+    "TableTrainer",
     "Task",
     "Trainer",
     "build",

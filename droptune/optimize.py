@@ -21,6 +21,7 @@ from droptune.trainers import (
     SerialTrainer,
     Trainer,
     choose,
+    make_own,
     metric_names,
     pick_device,
 )
@@ -151,7 +152,7 @@ class Optimization:
         if study.train is not None:
             return FunctionTrainer(self.task, study.train, slots, self.device)
         if not study.trained_here:
-            return study.trainer(self.task, slots, self.device)
+            return make_own(study.trainer, self.task, slots, self.device)
         if self.kind is not None and slots is not None:
             return self.kind(self.task, slots, self.device)
         trainer = choose(

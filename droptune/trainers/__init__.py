@@ -23,6 +23,7 @@ from droptune.trainers.fit import (
 )
 from droptune.trainers.function import FunctionTrainer
 from droptune.trainers.fused import FusedTrainer
+from droptune.trainers.own import make_own
 from droptune.trainers.serial import SerialTrainer
 from droptune.trainers.table import TableTrainer
 
@@ -45,6 +46,7 @@ __all__ = [
     "choose",
     "fingerprint",
     "is_out_of_memory",
+    "make_own",
     "metric_names",
     "pick_device",
     "noise_line",

@@ -66,6 +66,7 @@ class TableTrainer:
     def __init__(
         self, task: Task, outcome: Outcome, slots: int = 1, device: torch.device | str = "cpu"
     ) -> None:
+        _check(outcome)
         self.task, self.outcome, self.slots = task, outcome, slots
         self.device = torch.device(device)
         self.clock = 0
@@ -73,11 +74,7 @@ class TableTrainer:
     @classmethod
     def of(cls, outcome: Outcome) -> Callable[..., Trainer]:
         """Return what `Study(trainer=...)` takes: a maker of trainers that ask `outcome`."""
-        if not callable(outcome):
-            raise TrainingError(
-                f"outcome is a {type(outcome).__name__}; give a function "
-                "outcome(plan, seed, epoch) that returns a dict of metrics"
-            )
+        _check(outcome)
 
         @wraps(outcome, updated=())  # the study's definition names the outcome
         def make(task: Task, slots: int | None, device: torch.device) -> TableTrainer:
@@ -148,3 +145,11 @@ class TableTrainer:
             if age:  # its last metrics, and whether it has failed
                 member.age -= 1
                 self._advance(member)
+
+
+def _check(outcome: Any) -> None:
+    if not callable(outcome):
+        raise TrainingError(
+            f"outcome is a {type(outcome).__name__}; give TableTrainer.of a function "
+            "outcome(plan, seed, epoch) that returns a dict of metrics"
+        )

@@ -15,7 +15,7 @@ def share(hits: list[bool]) -> dict:
 
 def spread_of(values: list[float]) -> dict:
     """Return the median with the 5 and 95 % quantiles."""
-    if not values:
+    if not len(values):
         return {"median": None, "low": None, "high": None, "n": 0}
     low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
     return {"median": middle, "low": low, "high": high, "mean": np.mean(values), "n": len(values)}

@@ -60,13 +60,13 @@ def test_no_sampler_leaves_the_cells(url, sampler):
 @pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("dies_after", [4, 14])
 def test_an_interrupted_study_goes_on_to_the_same_answer(tmp_path, dies_after, slots):
-    answers, looked = [], []
+    answers, looked, inner = [], [], noisy(-1)
     for dies in (False, True):
         folder = tmp_path / str(dies)
         folder.mkdir()
         url, asked = fresh(folder), []
 
-        def outcome(plan, seed, epoch, asked=asked, dies=dies, inner=noisy(-1)):
+        def outcome(plan, seed, epoch, asked=asked, dies=dies):
             if dies and len(asked) == dies_after and "death" not in asked:
                 asked.append("death")
                 raise StudyError("the power went out")

@@ -18,6 +18,7 @@ _HOME = {
     "Site": "droptune.sites",
     "Space": "droptune.space",
     "Study": "droptune.study",
+    "TableTrainer": "droptune.trainers",
     "Term": "droptune.consistency",
     "Trainer": "droptune.trainers",
     "advance": "droptune.install",

@@ -21,6 +21,7 @@ from droptune.trainers import (
     Trainer,
     check_metrics,
     choose,
+    make_own,
     pick_device,
 )
 from droptune.warm import new_seeds, stored_seeds
@@ -46,8 +47,9 @@ class Optimization:
         self.direction = self.definition["direction"]
         self.device = pick_device(study.device)
         #: The trainer to use; None: not known before it is measured.
-        self.kind = {"serial": SerialTrainer, "fused": FusedTrainer}.get(study.trainer)
-        check_metrics(self.task)
+        self.kind = {"serial": SerialTrainer, "fused": FusedTrainer}.get(str(study.trainer))
+        if study.trained_here:
+            check_metrics(self.task)
 
     def result(self) -> Result:
         """Run what is left to do and return the answer."""
@@ -162,6 +164,8 @@ class Optimization:
         slots = min((n for n in (own, most) if n is not None), default=None)
         if study.train is not None:
             return FunctionTrainer(self.task, study.train, slots, self.device)
+        if not study.trained_here:
+            return make_own(study.trainer, self.task, slots, self.device)
         if self.kind is not None and slots is not None:
             return self.kind(self.task, slots, self.device)
         trainer = choose(
@@ -254,5 +258,5 @@ def block_seed(seed: int, block: int) -> int:
 
 def _is_in_nats(study: "Study") -> bool:
     """Tell whether the objective is a loss of droptune's own training, in nats."""
-    own = study.train is None and study.objective == "val_loss"
+    own = study.trained_here and study.objective == "val_loss"
     return own and study.loss in ("cross_entropy", "binary_cross_entropy")

@@ -17,7 +17,6 @@ _CHOICES = {
     "sampler": SAMPLERS,
     "pruner": PRUNERS,
     "encoding": ENCODINGS,
-    "trainer": TRAINERS,
     "direction": ("minimize", "maximize", None),
 }
 _LEAST = {
@@ -40,6 +39,7 @@ def check(settings: Mapping[str, Any]) -> None:
         value = settings[what]
         if not isinstance(value, str) or not value.strip():
             raise StudyError(f"{what} {value!r}: give a text that is not empty")
+    _check_trainer(settings["trainer"], settings["train"])
     store = settings["store"]
     if store is not None and not isinstance(store, str):
         raise StudyError(f"store is a {type(store).__name__}; give a URL: sqlite:///droptune.db")
@@ -65,7 +65,7 @@ def check(settings: Mapping[str, Any]) -> None:
         settings["objective"],
         settings["direction"],
         settings["metrics"],
-        settings["train"] is not None,
+        settings["train"] is not None or not isinstance(settings["trainer"], str),
     )
     seconds(settings["time"])
     if settings["pruner"] != "none" and not rungs(settings["epochs"], settings["pruner"]):
@@ -132,8 +132,22 @@ def _check_task(settings: Mapping[str, Any]) -> None:
             f"terms {list(settings['terms'])}: train= computes its own loss, to which droptune "
             "adds nothing; leave terms out, or compute droptune.ConsistencyLoss in train="
         )
-    if data is None and (train is None or settings["example"] is None):
-        raise StudyError("give data=, or your own train= with example= (a batch for the model)")
+    here = train is None and isinstance(settings["trainer"], str)
+    if data is None and (here or settings["example"] is None):
+        raise StudyError(
+            "give data=, or your own train= or trainer= with example= (a batch for the model)"
+        )
+
+
+def _check_trainer(trainer: Any, train: Any) -> None:
+    """Check the name of a trainer, or that it is made by a function."""
+    if not callable(trainer) and (not isinstance(trainer, str) or trainer not in TRAINERS):
+        raise StudyError(
+            f"unknown trainer {trainer!r}; allowed: {', '.join(TRAINERS)}, or a function "
+            "(task, slots, device) that returns a trainer, such as TableTrainer.of(outcome)"
+        )
+    if callable(trainer) and train is not None:
+        raise StudyError("train= and a trainer of your own are both given; leave one of them out")
 
 
 def _check_tune(settings: Mapping[str, Any]) -> None:

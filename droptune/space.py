@@ -13,6 +13,7 @@ from droptune.consistency import FLIPS, TERMS, Term, masked_place
 from droptune.encodings import ENCODINGS, Suggester, group_of
 from droptune.errors import SpaceError, nearest
 from droptune.kinds import KINDS, Setting
+from droptune.listed import Listed
 from droptune.plan import Entry, Plan
 from droptune.recipe import TRAINING, Range, range_of
 from droptune.schedule import SCHEDULES
@@ -63,11 +64,13 @@ class Space:
         terms: what may be added to the loss, "none" or names in `droptune.consistency.TERMS`.
         tune: what of training is tuned, names in `droptune.recipe.TRAINING` -> the study's own
             values, around which it is tried.
+        rates: site -> the rates to try there, a rate for each site; other sites take none, and
+            of the fixed plans only those remain that keep to it. None: as the encoding says.
 
     Raises:
         SpaceError: no sites, an unknown encoding, kind, schedule, term or name of training, a
-            learning rate of 0 to be tuned, or none of the sites can take the masks of an
-            adversarial term.
+            learning rate of 0 to be tuned, none of the sites can take the masks of an
+            adversarial term, or rates of no site or outside [0, 1).
     """
 
     settled: Mapping[str, str] = MappingProxyType({_GATE: "on"})
@@ -80,6 +83,7 @@ class Space:
         schedules: Sequence[str] = ("constant",),
         terms: Sequence[str] = (NO_TERM,),
         tune: Mapping[str, float] | None = None,
+        rates: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         if encoding not in ENCODINGS:
             raise SpaceError(f"unknown encoding {encoding!r}; allowed: {', '.join(ENCODINGS)}")
@@ -102,9 +106,11 @@ class Space:
                 "term 'adversarial' masks units, and the model has no site with features or "
                 "channels on a known axis; leave it out of terms"
             )
-        self.encoding = encoding
+        listed = None if rates is None else Listed(self.sites, rates)
+        self.encoding = encoding if listed is None else listed.name
         self.asked_kinds = kinds
-        self._encoding = ENCODINGS[encoding](self.sites)
+        self._listed = listed
+        self._encoding = listed or ENCODINGS[encoding](self.sites)
         self._groups = {site.name: group_of(site) for site in self.sites}
         self._choices = {group: self._kinds_of(group) for group in self._groups.values()}
 
@@ -309,7 +315,8 @@ class Space:
         }
         distinct: dict[str, Plan] = {}
         for name, plan in plans.items():
-            if plan not in distinct.values():
+            kept = name in (CONTROL, AS_GIVEN) or self._listed is None or self._listed.has(plan)
+            if kept and plan not in distinct.values():
                 distinct[name] = plan
         return distinct
 
@@ -327,6 +334,7 @@ class Space:
                 for s in self.sites
             ],
             **moving,
+            **({"rates": self._listed.to_json()} if self._listed else {}),
             **({} if self.terms == (NO_TERM,) else {"terms": list(self.terms)}),
             **({"tune": list(self.tune)} if self.tune else {}),
         }

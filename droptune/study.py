@@ -21,6 +21,7 @@ from droptune.space import NO_TERM, Space
 from droptune.store import hide
 from droptune.trainers import (
     Task,
+    Trainer,
     build,
     check_fit,
     fingerprint,
@@ -67,6 +68,8 @@ class Study:
         metrics: others to record after each epoch, by name or as functions.
         encoding: "uniform", "shape" or "site", see `Space`.
         kinds: kinds of dropout to try; None: the usual one at each site.
+        rates: site -> the rates to try there, such as {"2": (0, 0.3, 0.6)}; other sites take
+            none. None: any rate at all sites, as the encoding spells them.
         schedules: how rates may move over training, among constant, ramp, early, late and
             curriculum; early suits a model that underfits, late one that overfits.
         terms: what may be added to the loss, among none, r_drop, fraternal and adversarial. A
@@ -86,7 +89,8 @@ class Study:
             verdict is undecided.
         finalists: how many plans go to confirmation besides no dropout and as given.
         seed: of everything.
-        trainer: "auto", "fused" or "serial".
+        trainer: "auto", "fused" or "serial"; or a trainer of your own, made by a function
+            (task, slots or None, device) -> `Trainer`, such as `TableTrainer.of(outcome)`.
         slots: members at once, or "auto": measured.
         device: "auto", "cpu", "cuda", "cuda:1" ...
         store: database URL; None: the environment's DROPTUNE_STORE, else sqlite:///droptune.db.
@@ -113,6 +117,7 @@ class Study:
     direction: str | None = None
     encoding: str = "shape"
     kinds: Sequence[str] | None = None
+    rates: Mapping[str, Sequence[float]] | None = None
     schedules: Sequence[str] = ("constant",)
     terms: Sequence[str] = ("none",)
     tune: Sequence[str] = ()
@@ -124,7 +129,7 @@ class Study:
     confirm_blocks: int = 8
     finalists: int = 3
     seed: int = 0
-    trainer: str = "auto"
+    trainer: str | Callable[..., Trainer] = "auto"
     slots: int | str = "auto"
     device: str = "auto"
     store: str | None = None
@@ -166,10 +171,15 @@ class Study:
         """The store's URL."""
         return self.store or os.environ.get("DROPTUNE_STORE") or DEFAULT_STORE
 
+    @property
+    def trained_here(self) -> bool:
+        """Whether droptune's own loop trains, and not `train` or a trainer of the user's."""
+        return self.train is None and isinstance(self.trainer, str)
+
     @cached_property
     def built(self) -> Any:
         """One module, to look at and not to train."""
-        if self.train is not None:
+        if not self.trained_here:
             return build(self.model, seed=0)
         return check_fit(self.task({}))
 
@@ -191,6 +201,8 @@ class Study:
         """Return how the model trains: "fused", or "serially" and why, or by its own loop."""
         if self.train is not None:
             return "by its own loop (train=), one trial at a time"
+        if not self.trained_here:
+            return f"by a trainer of its own ({qualified(self.trainer)})"
         kinds = {s.name: (s.default_kind,) for s in self.sites() if s.takes_part()}
         reason = why_not_fused(self.task(kinds), pick_device(self.device))
         return "fused" if reason is None else f"serially: {reason}"
@@ -205,7 +217,9 @@ class Study:
         """The plans that may be tried."""
         own = {"lr": self.lr, "weight_decay": self.weight_decay}
         tune = {name: own.get(name, 0.0) for name in self.tune}
-        return Space(self.sites(), self.encoding, self.kinds, self.schedules, self.terms, tune)
+        return Space(
+            self.sites(), self.encoding, self.kinds, self.schedules, self.terms, tune, self.rates
+        )
 
     def as_given(self) -> Plan:
         """Return the dropout that the model comes with, where it takes effect."""
@@ -251,6 +265,7 @@ class Study:
                 "lr_schedule": self.lr_schedule,
                 **({"recalibrate": True} if self.recalibrate else {}),
                 **({"objective_function": qualified(function)} if function else {}),
+                **({} if isinstance(self.trainer, str) else {"trainer": qualified(self.trainer)}),
             },
             "seed": self.seed,
         }

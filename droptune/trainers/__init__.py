@@ -20,8 +20,10 @@ from droptune.trainers.fit import (
 )
 from droptune.trainers.function import FunctionTrainer
 from droptune.trainers.fused import FusedTrainer
+from droptune.trainers.own import make_own
 from droptune.trainers.scored import check_metrics, metric_names
 from droptune.trainers.serial import SerialTrainer
+from droptune.trainers.table import TableTrainer
 
 __all__ = [
     "LOSSES",
@@ -34,6 +36,7 @@ __all__ = [
     "Saved",
     "Scores",
     "SerialTrainer",
+    "TableTrainer",
     "Task",
     "Trainer",
     "build",
@@ -42,6 +45,7 @@ __all__ = [
     "choose",
     "fingerprint",
     "is_out_of_memory",
+    "make_own",
     "metric_names",
     "pick_device",
     "why_not_fused",

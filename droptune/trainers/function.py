@@ -5,7 +5,6 @@ applied and yields a dict of metrics after each epoch: Lightning, transformers, 
 reinforcement learning, anything that can pause once an epoch.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,9 +25,9 @@ from droptune.trainers.base import (
     check_kinds,
     check_slot,
     check_taken,
-    diverged,
     first_line,
 )
+from droptune.trainers.reported import numbers, scores_of, test_scores
 
 Train = Callable[..., Iterator[Mapping[str, Any]]]
 
@@ -46,10 +45,8 @@ class _Member:
 class FunctionTrainer:
     """Trains members by a generator function; see `Trainer` for the contract.
 
-    Metrics whose names begin with "test_" are kept apart and take no part in any choice. A
-    "train_loss" is shown as such (NaN if there is none); the others are the member's metrics.
-    A generator that ends early has trained to its end: its last metrics stand for the epochs
-    left.
+    What the metrics' names mean stands in reported.py. A generator that ends early has trained
+    to its end: its last metrics stand for the epochs left.
 
     Args:
         task: model, sites and epochs; its data, loss and optimiser are not used.
@@ -116,11 +113,8 @@ class FunctionTrainer:
         for slot, member in self._members.items():
             started = time.perf_counter()
             self._advance(member)
-            shown = {n: v for n, v in (member.last or {}).items() if not n.startswith("test_")}
-            failed = member.failed or diverged(shown)
-            train_loss = shown.pop("train_loss", math.nan)
             seconds = time.perf_counter() - started
-            result[slot] = Scores(train_loss, shown, seconds, failed)
+            result[slot] = scores_of(member.last or {}, seconds, member.failed)
         self.clock += bool(result)
         return result
 
@@ -133,7 +127,7 @@ class FunctionTrainer:
         with torch.random.fork_rng(self._gpus()):
             torch.manual_seed(derive(self._seed, "model", age))
             try:
-                member.last = _numbers(next(member.epochs))
+                member.last = numbers(next(member.epochs), "train= yielded")
             except StopIteration:
                 if member.last is None:
                     member.failed = "train= ended before its first yield; yield a dict of metrics"
@@ -143,10 +137,7 @@ class FunctionTrainer:
                 member.failed = f"train= raised {type(error).__name__}: {first_line(error)}"
 
     def test(self) -> Mapping[int, dict[str, float]]:
-        return {
-            slot: {n: v for n, v in (m.last or {}).items() if n.startswith("test_")}
-            for slot, m in self._members.items()
-        }
+        return {slot: test_scores(member.last or {}) for slot, member in self._members.items()}
 
     def fit(self, slot: int) -> dict[str, float]:
         """Return {}: what a loop of the user's own trains on is not known."""
@@ -169,20 +160,3 @@ class FunctionTrainer:
 
     def _gpus(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []
-
-
-def _numbers(scores: Any) -> dict[str, float]:
-    """Return what a training loop yielded, as name -> number."""
-    if not isinstance(scores, Mapping):
-        raise TrainingError(
-            f"train= yielded {type(scores).__name__}; yield a dict such as {{'val_loss': 0.1}}"
-        )
-    numbers = {}
-    for name, value in scores.items():
-        try:
-            numbers[str(name)] = float(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TrainingError(
-                f"train= yielded {name!r}: {type(value).__name__}, which is not one number"
-            ) from error
-    return numbers

@@ -88,7 +88,7 @@ def yields_a_vector(model, *, seed, device):
     [
         (ends_at_once, 0, "train= ended before its first yield; yield a dict of metrics"),
         (raises, 1, "train= raised ZeroDivisionError: by nothing"),
-        (yields_a_number, 0, "train= yielded float; yield a dict such as {'val_loss': 0.1}"),
+        (yields_a_number, 0, "train= yielded float; give a dict such as {'val_loss': 0.1}"),
         (yields_text, 0, "train= yielded 'val_loss': str, which is not one number"),
         (yields_a_vector, 0, "train= yielded 'val_loss': Tensor, which is not one number"),
     ],

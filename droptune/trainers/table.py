@@ -1,0 +1,155 @@
+"""The table trainer: outcomes are looked up, or computed, instead of trained.
+
+Published tables of trained networks, a simulator, a formula: whatever can say how a plan does
+with a seed after an epoch. Search, store and verdict run over it unchanged, in milliseconds.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+
+from droptune.errors import DroptuneError, PlanError, TrainingError
+from droptune.plan import Plan
+from droptune.trainers.base import (
+    Saved,
+    Scores,
+    Task,
+    Trainer,
+    check_kinds,
+    check_slot,
+    check_taken,
+    first_line,
+)
+from droptune.trainers.reported import numbers, scores_of, test_scores
+
+#: (plan, seed of the block, epoch from 1) -> metrics after that epoch, by name.
+Outcome = Callable[[Plan, int, int], Mapping[str, Any]]
+
+
+@dataclass
+class _Member:
+    plan: Plan
+    age: int = 0
+    last: Mapping[str, float] | None = None
+    failed: str | None = None
+
+
+class TableTrainer:
+    """Asks a function for the outcomes of members; see `Trainer` for the contract.
+
+    The function is called as `outcome(plan, seed, epoch)`, with the epoch of the member,
+    counted from 1, and returns a dict of metrics such as {"val_loss": 0.1}; "train_loss" and
+    names that begin with "test_" mean what they mean to `FunctionTrainer`. The same arguments
+    must give the same metrics. A member ends as failed where the function raises; an error of
+    droptune's own ends the study.
+
+    Example:
+        >>> def outcome(plan, seed, epoch):
+        ...     rates = tuple(plan[s].rate if s in plan else 0.0 for s in ("2", "5"))
+        ...     return {"val_loss": table[rates][seed % 4]}
+        >>> trainer = TableTrainer.of(outcome)
+        >>> study = Study("table", model=build, example=x, trainer=trainer, epochs=1)
+
+    Args:
+        task: sites and kinds; its model, data and optimiser are not used.
+        outcome: the function.
+        slots: the most members at once.
+        device: named in the store; nothing is on it.
+    """
+
+    name = "table"
+
+    def __init__(
+        self, task: Task, outcome: Outcome, slots: int = 1, device: torch.device | str = "cpu"
+    ) -> None:
+        _check(outcome)
+        self.task, self.outcome, self.slots = task, outcome, slots
+        self.device = torch.device(device)
+        self.clock = 0
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Callable[..., Trainer]:
+        """Return what `Study(trainer=...)` takes: a maker of trainers that ask `outcome`."""
+        _check(outcome)
+
+        @wraps(outcome, updated=())  # the study's definition names the outcome
+        def make(task: Task, slots: int | None, device: torch.device) -> TableTrainer:
+            return cls(task, outcome, slots or 1, device)
+
+        return make
+
+    def begin(self, seed: int, clock: int = 0) -> None:
+        self._seed, self.clock = seed, clock
+        self._members: dict[int, _Member] = {}
+
+    def start(
+        self,
+        slot: int,
+        plan: Plan,
+        *,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+    ) -> None:
+        if lr is not None or weight_decay is not None:
+            raise TrainingError("outcomes depend on plan and seed, not on learning rate or decay")
+        check_kinds(plan, self.task.kinds)
+        if plan.term is not None and plan.term.name not in self.task.terms:
+            raise PlanError(f"{plan.term.name} is not among this task's terms; add it to terms")
+        check_slot(slot, self.slots, self._members)
+        self._members[slot] = _Member(plan)
+
+    def stop(self, slot: int) -> None:
+        check_taken(slot, self._members)
+        del self._members[slot]
+
+    def epoch(self) -> Mapping[int, Scores]:
+        result = {}
+        for slot, member in self._members.items():
+            started = time.perf_counter()
+            self._advance(member)
+            seconds = time.perf_counter() - started
+            result[slot] = scores_of(member.last or {}, seconds, member.failed)
+        self.clock += bool(result)
+        return result
+
+    def _advance(self, member: _Member) -> None:
+        """Ask for one epoch; set the member's metrics, or why it failed."""
+        member.age += 1
+        if member.failed:
+            return
+        try:
+            asked = self.outcome(member.plan, self._seed, member.age)
+        except DroptuneError:
+            raise
+        except Exception as error:
+            member.failed = f"the outcome raised {type(error).__name__}: {first_line(error)}"
+            return
+        member.last = numbers(asked, "the outcome is")
+
+    def test(self) -> Mapping[int, dict[str, float]]:
+        return {slot: test_scores(member.last or {}) for slot, member in self._members.items()}
+
+    def save(self) -> Saved:
+        """Return plans and ages: the rest is asked for again."""
+        plans = {str(s): [m.plan.to_json(), m.age] for s, m in self._members.items()}
+        return Saved({}, {"seed": self._seed, "clock": self.clock, "members": plans})
+
+    def restore(self, saved: Saved) -> None:
+        self.begin(saved.rest["seed"], saved.rest["clock"])
+        for slot, (plan, age) in saved.rest["members"].items():
+            member = self._members[int(slot)] = _Member(Plan.from_json(plan), age)
+            if age:  # its last metrics, and whether it has failed
+                member.age -= 1
+                self._advance(member)
+
+
+def _check(outcome: Any) -> None:
+    if not callable(outcome):
+        raise TrainingError(
+            f"outcome is a {type(outcome).__name__}; give TableTrainer.of a function "
+            "outcome(plan, seed, epoch) that returns a dict of metrics"
+        )

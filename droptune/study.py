@@ -215,7 +215,7 @@ class Study:
             self.lr_schedule,
             self.recalibrate,
             [name for name in self.terms if name != NO_TERM],
-            () if self.train else metrics.asked_for(self.objective, self.metrics),
+            metrics=() if self.train else metrics.asked_for(self.objective, self.metrics),
         )
 
     def definition(self) -> dict[str, Any]:

@@ -241,7 +241,7 @@ class Study:
             self.lr_schedule,
             self.recalibrate,
             [name for name in self.terms if name != NO_TERM],
-            () if not self.trained_here else metrics.asked_for(self.objective, self.metrics),
+            metrics=metrics.asked_for(self.objective, self.metrics) if self.trained_here else (),
         )
 
     def definition(self) -> dict[str, Any]:

@@ -86,6 +86,7 @@ class Notes(SilentProgress):
     def __init__(self, hook: Callable[[Status], object] = lambda status: None) -> None:
         self.statuses: list[Status] = []
         self.messages: list[str] = []
+        self.fits: list[str] = []  # what is said of the control when it ends
         self._hook = hook
 
     def update(self, status: Status) -> None:
@@ -93,7 +94,7 @@ class Notes(SilentProgress):
         self._hook(status)
 
     def message(self, text: str) -> None:
-        self.messages.append(text)
+        (self.fits if text.startswith("without dropout: ") else self.messages).append(text)
 
 
 def rows(url: str, sql: str, *values: Any) -> list[tuple]:

@@ -176,7 +176,7 @@ def overfitting(url: str, **changes):
 def test_a_control_that_overfits_is_said_to(url, trainer):
     notes = Notes()
     result = overfitting(url, trainer=trainer).optimize(progress=notes)
-    (said,) = [text for text in notes.messages if text.startswith("without dropout: ")]
+    (said,) = notes.fits
     assert "overfits" in said and "regularisation can help" in said
     assert result.fit["reading"] == "overfits"
     assert result.fit["gap"] == pytest.approx(result.fit["val_loss"] - result.fit["train_loss"])
@@ -194,7 +194,7 @@ def test_a_control_that_has_not_learned_underfits(url):
     notes = Notes()
     result = study(url, lr=1e-4, confirm_blocks=0, trials=1).optimize(progress=notes)
     assert result.fit["reading"] == "underfits"
-    assert any("an early schedule" in text for text in notes.messages)
+    assert "an early schedule" in notes.fits[0]
     with Queries(url) as queries:
         assert queries.best("mine")["fit"] == result.fit
 
@@ -202,7 +202,7 @@ def test_a_control_that_has_not_learned_underfits(url):
 def test_the_fit_is_of_the_control_alone_and_once(url):
     notes = Notes()
     study(url).optimize(progress=notes)
-    assert sum(text.startswith("without dropout: ") for text in notes.messages) == 1
+    assert len(notes.fits) == 1
     arms = rows(
         url,
         "SELECT r.phase, r.arm, c.epoch FROM droptune_run r JOIN droptune_curve c "

@@ -7,20 +7,19 @@ alone, and one shared stream of noise is thresholded at each member's own rate.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from droptune.data import Split, batches
 from droptune.errors import ModelError, TrainingError
 from droptune.install import SiteDropout, buffer_values, installed, seed_noise
 from droptune.kinds import derive
 from droptune.plan import Plan
+from droptune.trainers.attention import mappable_attention
 from droptune.trainers.base import (
     EVAL_BATCHES,
     Saved,
@@ -351,7 +350,7 @@ class FusedTrainer:
         streams = [k.stream for d in installed(self._model).values() for k in d.kinds.values()]
         states = [stream.__getstate__() for stream in streams]
         before = python_state(self._model)
-        with torch.random.fork_rng(self._gpus()), _mappable_attention():
+        with torch.random.fork_rng(self._gpus()), mappable_attention():
             try:
                 with refuse_own_noise(self._gpus() if passes_again else None):
                     program = trace(function, [tensor.clone() for tensor in flat])
@@ -420,18 +419,6 @@ class FusedTrainer:
 
     def _gpus(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []
-
-
-@contextmanager
-def _mappable_attention() -> Iterator[None]:
-    """Let attention be the plain arithmetic that vmap batches; fused kernels it calls in turn."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _repeated(tensor: Tensor, width: int) -> Tensor:

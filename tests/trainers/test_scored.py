@@ -51,6 +51,9 @@ def begun(trainer: Trainer, *plans: Plan) -> Trainer:
 class ScoredContract(ABC):
     """Rules of trainers that evaluate themselves."""
 
+    device = "cpu"
+    tolerance = 1e-5
+
     @abstractmethod
     def build(self, task: Task, slots: int) -> Trainer:
         """Return the trainer under test."""
@@ -154,6 +157,10 @@ class ScoredContract(ABC):
                 assert one[slot][:2] == two[slot][:2]
         assert torch.equal(torch.get_rng_state(), before)
 
+    def test_fit_is_without_dropout_also_before_the_first_epoch(self, make):
+        trainer = begun(make(2), NONE, HEAVY)
+        assert trainer.fit(1) == pytest.approx(trainer.fit(0), rel=1e-5)
+
     def test_a_free_slot_fits_nothing(self, make):
         with pytest.raises(TrainingError, match="slot 1 is free"):
             begun(make(2), NONE).fit(1)
@@ -161,36 +168,53 @@ class ScoredContract(ABC):
 
 class TestSerial(ScoredContract):
     def build(self, task, slots):
-        return SerialTrainer(task, slots)
+        return SerialTrainer(task, slots, self.device)
 
 
 class TestFused(ScoredContract):
     def build(self, task, slots):
-        return FusedTrainer(task, slots)
+        return FusedTrainer(task, slots, self.device)
 
     def test_as_serial(self, make_task):
         task = make_task(metrics=named(*CLASSES))
-        fused, serial = begun(FusedTrainer(task, 3), NONE, LIGHT, HEAVY), SerialTrainer(task, 3)
-        begun(serial, NONE, LIGHT, HEAVY)
+        fused = begun(self.build(task, 3), NONE, LIGHT, HEAVY)
+        serial = begun(SerialTrainer(task, 3, self.device), NONE, LIGHT, HEAVY)
         for _ in range(4):
             one, two = fused.epoch(), serial.epoch()
         for slot in range(3):
-            assert one[slot].metrics == pytest.approx(two[slot].metrics, rel=1e-5)
-            assert fused.test()[slot] == pytest.approx(serial.test()[slot], rel=1e-5)
-            assert fused.fit(slot) == pytest.approx(serial.fit(slot), rel=1e-4)
+            assert one[slot].metrics == pytest.approx(two[slot].metrics, rel=self.tolerance)
+            assert fused.test()[slot] == pytest.approx(serial.test()[slot], rel=self.tolerance)
+            assert fused.fit(slot) == pytest.approx(serial.fit(slot), rel=10 * self.tolerance)
 
     def test_a_rehearsal_calls_no_metric_on_a_part_of_the_split(self, make_task, make_data):
         data = make_data()
         task = make_task(data, metrics=(own(widest),), batch_size=1)  # batches of eight
-        FusedTrainer(task, 2).rehearse(2, 1)
+        self.build(task, 2).rehearse(2, 1)
 
     def test_without_a_metric_no_output_is_kept(self, make_task):
-        trainer = begun(FusedTrainer(make_task(), 2), NONE, LIGHT)
+        trainer = begun(self.build(make_task(), 2), NONE, LIGHT)
         trainer.epoch()
         (program,) = [p for key, (p,) in trainer._programs.items() if key[0] == "eval"]
-        val = trainer.task.data.val
+        val = trainer.task.data.val.to(self.device)
         flat = *trainer._params.values(), *trainer._buffers.values(), val.x, val.y
         assert [tuple(tensor.shape) for tensor in program(*flat)] == [(2,), (2,)]
+
+
+ON_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+
+
+class TestSerialOnGpu(TestSerial):
+    pytestmark = ON_GPU
+    device = "cuda"
+
+
+class TestFusedOnGpu(TestFused):
+    pytestmark = ON_GPU
+    device = "cuda"
+    tolerance = 1e-3
 
 
 def test_a_loop_of_ones_own_tells_nothing_of_its_fit(make_task):

@@ -11,6 +11,7 @@ from droptune.errors import StudyError
 from droptune.kinds import derive
 from droptune.loop import Loop
 from droptune.plan import Plan
+from droptune.population import Population
 from droptune.progress import Progress
 from droptune.search import Search
 from droptune.space import AS_GIVEN, CONTROL, TUNED
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 #: The most members that train at once unless told otherwise. More fit, but a sampler that is
 #: asked for many plans before the first result comes back learns nothing on the way.
 _WIDEST = 64
+#: Members of a population that is trained serially, unless told otherwise: two make a fifth.
+_COMPANY = 10
 
 
 class Optimization:
@@ -143,6 +146,7 @@ class Optimization:
             trials=study.trials,
             seconds=settings.seconds(study.time),
             rungs=settings.rungs(study.epochs, study.pruner),
+            population=self._population(),
         )
         arms = self._arms()
         blocks = {n: block_seed(study.seed, n) for n in range(1, study.confirm_blocks + 1)}
@@ -157,12 +161,19 @@ class Optimization:
             answer, finished_before=finished_before, seconds=dict(self.clockwork.seconds)
         )
 
+    def _population(self) -> Population | None:
+        study = self.study
+        if study.strategy != "pbt":
+            return None
+        return Population(study.epochs, self.direction, study.seed)
+
     def _make_trainer(self, most: int | None) -> Trainer:
         """Return a trainer of at most so many slots; None: as many as suit the search."""
         study = self.study
         own = None if study.slots == "auto" else study.slots
         if study.train is not None or self.kind is SerialTrainer:
-            own = own or 1  # members that take turns only take memory
+            # Members that take turns only take memory, but a population needs company.
+            own = own or (1 if study.strategy != "pbt" else _COMPANY)
         slots = min((n for n in (own, most) if n is not None), default=None)
         if study.train is not None:
             return FunctionTrainer(self.task, study.train, slots, self.device)

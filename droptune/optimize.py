@@ -167,6 +167,11 @@ class Optimization:
             return None
         return Population(study.epochs, self.direction, study.seed)
 
+    def _company(self) -> int:
+        """Return how many members at once suit the search."""
+        population, trials = self._population(), self.study.trials
+        return max(8, trials // 4) if population is None else population.size(trials)
+
     def _make_trainer(self, most: int | None) -> Trainer:
         """Return a trainer of at most so many slots; None: as many as suit the search."""
         study = self.study
@@ -183,7 +188,7 @@ class Optimization:
             self.task,
             trainer=study.trainer,
             slots=slots or "auto",
-            most=min(max(8, study.trials // 4), _WIDEST),
+            most=min(self._company(), _WIDEST),
             device=self.device,
             say=self.shown.message,
         )

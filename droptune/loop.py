@@ -333,6 +333,8 @@ def _most(members: Members, search: Search, trials: int, population: Population 
 def _fork(members: Members, search: Search, moves: Sequence[Move]) -> None:
     """Put copies into the slots that became free for them."""
     for move in moves:
+        if members.lost:  # memory ran out, and who was to be copied starts again
+            return
         asked = search.fork(move.name, move.plan)
         if asked is not None:
             members.fork(move.source, asked)

@@ -193,6 +193,8 @@ class Optimization:
             say=self.shown.message,
         )
         self.kind = type(trainer)
+        if self.kind is SerialTrainer and own is None and study.strategy == "pbt":
+            return self._make_trainer(most)  # with company
         return trainer
 
     # The answer

@@ -171,6 +171,12 @@ def _check_strategy(settings: Mapping[str, Any]) -> None:
         raise StudyError(
             f"strategy 'pbt' stops trials itself; leave pruner {settings['pruner']!r} out"
         )
+    for what, least in (("slots", 5), ("trials", 10), ("epochs", 2)):
+        if settings[what] != "auto" and settings[what] < least:
+            raise StudyError(
+                f"strategy 'pbt' replaces a fifth of its members during training, which takes "
+                f"{what} from {least}; it has {settings[what]}"
+            )
 
 
 def _is_whole(value: Any, least: int) -> bool:

@@ -4,6 +4,7 @@ import json
 from random import Random
 
 import pytest
+import torch
 
 from droptune import Plan
 from droptune.errors import PlanError, StudyError, TrainingError
@@ -213,6 +214,27 @@ def test_an_interrupted_population_goes_on_as_it_was(tmp_path, epoch):
     assert told(parted) == told(whole) and last > 10
 
 
+def test_a_model_that_trains_faster_alone_has_company_all_the_same(tmp_path, monkeypatch):
+    url = fresh(tmp_path)
+    monkeypatch.setattr("droptune.optimize.choose", lambda task, **_: SerialTrainer(task))
+    run(url, trainer="auto", slots="auto", confirm_blocks=0)
+    assert copies(url)
+
+
+def test_a_copy_that_does_not_fit_into_memory_costs_no_trial(tmp_path, monkeypatch):
+    url, whole = fresh(tmp_path), SerialTrainer.copy
+
+    def full(trainer, source, slot, plan):
+        if trainer.slots == 12:
+            raise torch.OutOfMemoryError("too large")
+        whole(trainer, source, slot, plan)
+
+    monkeypatch.setattr(SerialTrainer, "copy", full)
+    run(url, confirm_blocks=0)
+    found = Queries(url).trials("mine")
+    assert len(found) == 24 and {row["state"] for row in found} <= {"complete", "pruned"}
+
+
 def loop(model, *, seed, device):
     yield {"val_loss": 1.0}
 
@@ -223,12 +245,15 @@ def loop(model, *, seed, device):
         ({"train": loop}, "train= keeps the state of its training"),
         ({"schedules": ["constant", "early"]}, "finds schedules of its own"),
         ({"pruner": "median", "epochs": 8}, "leave pruner 'median' out"),
+        ({"slots": 4}, "takes slots from 5; it has 4"),
+        ({"trials": 9}, "takes trials from 10; it has 9"),
+        ({"trials": 10, "epochs": 1}, "takes epochs from 2; it has 1"),
         ({"strategy": "evolution"}, "unknown strategy 'evolution'"),
     ],
 )
 def test_what_a_population_cannot_do_is_told(changes, said):
     with pytest.raises(StudyError, match=said):
-        study("sqlite:///x.db", **{"strategy": "pbt", **changes})
+        study("sqlite:///x.db", **{"strategy": "pbt", "trials": 24, **changes})
 
 
 def test_a_schedule_of_steps_cannot_be_asked_of_a_space(tmp_path):

@@ -133,21 +133,7 @@ def confirmed(
     """
     by_arm = {arm: [runs.get((block, plan)) for block in blocks] for arm, plan in arms.items()}
     values = {arm: [_final(run, objective) for run in found] for arm, found in by_arm.items()}
-    verdicts = {
-        control: decide(
-            values,
-            direction=direction,
-            objective=objective,
-            finalists=[arm for arm in arms if arm not in (CONTROL, TUNED)],
-            control=control,
-            as_given=AS_GIVEN if control == CONTROL else None,
-            unit=unit,
-        )
-        for control in _controls(values, direction)
-    }
-    first, *_ = verdicts
-    control = next((c for c, verdict in verdicts.items() if verdict.verdict != HELPS), first)
-    verdict = verdicts[control]
+    control, verdict = _judged(values, direction, objective, unit)
 
     def described(arm: str) -> dict[str, Any]:
         trial, lucky = searched.get(arms[arm], (None, None))
@@ -163,6 +149,27 @@ def confirmed(
         verdict.difference,
         _test(by_arm, verdict.arm, control),
     )
+
+
+def _judged(
+    values: Mapping[str, Sequence[float]], direction: str, objective: str, unit: str
+) -> tuple[str, Verdict]:
+    """Return the control that decides, and the verdict against it."""
+    verdicts = {
+        control: decide(
+            values,
+            direction=direction,
+            objective=objective,
+            finalists=[arm for arm in values if arm not in (CONTROL, TUNED)],
+            control=control,
+            as_given=AS_GIVEN if control == CONTROL else None,
+            unit=unit,
+        )
+        for control in _controls(values, direction)
+    }
+    better, *_ = verdicts
+    control = next((c for c, verdict in verdicts.items() if verdict.verdict != HELPS), better)
+    return control, verdicts[control]
 
 
 def _controls(values: Mapping[str, Sequence[float]], direction: str) -> list[str]:

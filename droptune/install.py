@@ -128,7 +128,8 @@ def apply(model: nn.Module, plan: Plan, *, seed: int | None = None) -> nn.Module
     mode, too; `remove` undoes it. The masks come from generators of droptune's own and leave
     torch's global one alone. A plan in which a rate moves stands at the beginning of training:
     call `advance` before each epoch. A term is no part of a model: what it adds to the loss
-    comes from `droptune.ConsistencyLoss`, of which a warning reminds.
+    comes from `droptune.ConsistencyLoss`, of which a warning reminds; so does one of what the
+    plan says of training, which your optimizer and loss have to be told.
 
     Args:
         model: the model; the plan's sites must be found in it.
@@ -152,6 +153,12 @@ def apply(model: nn.Module, plan: Plan, *, seed: int | None = None) -> nn.Module
         warnings.warn(
             f"the plan adds {plan.term.name} to the loss, which a model cannot do; train with the "
             "loss that droptune.ConsistencyLoss(model, plan, example) computes",
+            stacklevel=2,
+        )
+    if plan.training:
+        warnings.warn(
+            f"the plan holds for training with {plan.training}, which a model cannot set; give "
+            "them to your optimizer and loss",
             stacklevel=2,
         )
     if seed is not None:

@@ -11,8 +11,9 @@ right after it leaves behind:
 4. the ends go to Optuna. A trial that was told is never run again.
 """
 
+import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from droptune.errors import StoreError
 from droptune.members import End, MakeTrainer, Member, Members
 from droptune.plan import Plan
+from droptune.population import Candidate, Move, Population
 from droptune.progress import Progress
 from droptune.search import Asked, Search
 from droptune.space import CONTROL
@@ -60,6 +62,7 @@ class Loop:
         trials: int,
         seconds: float | None = None,
         rungs: frozenset[int] = frozenset(),
+        population: Population | None = None,
     ) -> None:
         """Train trials in one block until the budget is spent.
 
@@ -70,6 +73,8 @@ class Loop:
             seconds: of training, a total too; None: no limit. What trains when they are
                 used up has failed.
             rungs: epochs at which trials are compared.
+            population: trials train as one, in which the best replace the worst; None: each
+                trains for itself.
         """
         left = self._seconds_left(seconds)
         queue = _Queue(search, trials, self._ended_untold(search), self.clockwork)
@@ -82,7 +87,7 @@ class Loop:
         with self._interrupting(members):
             while not late:
                 self._stop_if_wished(members)
-                _fill(members, queue)
+                _fill(members, queue, _most(members, search, trials, population))
                 if not len(members):
                     return
                 scores, ends = members.epoch()
@@ -90,10 +95,13 @@ class Loop:
                 late = members.seconds >= left
                 if late:
                     ends += _out_of_time(members, ends)
+                moves = self._moves(population, members, scores, ends, trials - search.finished)
+                ends += [End(move.loser, "pruned") for move in moves]
                 ended = members.record(scores, ends)
                 with self.clockwork("search"):
                     for member, end in zip(ended, ends, strict=True):
                         _tell(search, member.asked, end)
+                _fork(members, search, moves)
                 meter.epoch(len(scores), [member.epochs for member in ended])
                 self._show(meter, search, members, left)
 
@@ -195,6 +203,28 @@ class Loop:
                     pruned.append(End(slot, "pruned"))
         return pruned
 
+    def _moves(
+        self,
+        population: Population | None,
+        members: Members,
+        scores: Mapping[int, Scores],
+        ends: list[End],
+        left: int,
+    ) -> list[Move]:
+        """Return which members give way to copies of others, as far as trials are left."""
+        ended = {end.slot for end in ends}
+        ages: dict[int, list[Candidate]] = {}
+        for slot, score in scores.items() if population is not None else ():
+            member, value = members[slot], score.metrics.get(self.objective)
+            if slot not in ended and member.asked is not None and value is not None:
+                number = member.asked.number
+                found = Candidate(slot, number, member.arm, member.plan, value)
+                ages.setdefault(member.epochs, []).append(found)
+        moves: list[Move] = []
+        for age, group in ages.items():
+            moves += population.moves(age, group, left - len(members) - len(moves))
+        return moves
+
     def _stop_if_wished(self, members: Members) -> None:
         if self.interrupt.wished:
             members.interrupt()
@@ -289,12 +319,33 @@ class _Queue:
         self._waiting.extendleft(member.asked for member in reversed(members))
 
 
-def _fill(members: Members, queue: _Queue) -> None:
+def _most(members: Members, search: Search, trials: int, population: Population | None) -> float:
+    """Return how many members may train at once; a population is filled when it is empty."""
+    if population is None:
+        return math.inf
+    if len(members) or members.lost:
+        return len(members) + len(members.lost)
+    counts = search.counts()
+    # What a death left running was one population, and begins again as one.
+    return max(population.size(trials - search.finished), counts.running)
+
+
+def _fork(members: Members, search: Search, moves: Sequence[Move]) -> None:
+    """Put copies into the slots that became free for them."""
+    for move in moves:
+        if members.lost:  # memory ran out, and who was to be copied starts again
+            return
+        asked = search.fork(move.name, move.plan)
+        if asked is not None:
+            members.fork(move.source, asked)
+
+
+def _fill(members: Members, queue: _Queue, most: float) -> None:
     """Start trials in the free slots; those that were lost start again."""
     while True:
         lost, members.lost = members.lost, []
         queue.again(lost)
-        if not members.free or (asked := queue.next(len(members))) is None:
+        if not members.free or len(members) >= most or (asked := queue.next(len(members))) is None:
             return
         members.start(asked.plan, asked.name or "trial", asked)
 

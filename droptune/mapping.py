@@ -73,7 +73,7 @@ def move(
             entry = plan[source.name]
             if not site.fits(entry.kind):
                 changed.append(f"{entry.kind} at {site.name}, which takes {site.default_kind}")
-                entry = Entry(site.default_kind, entry.rate, entry.schedule, entry.fraction)
+                entry = replace(entry, kind=site.default_kind, settings={})
             entries[site.name] = entry
     lost = Counter(group_of(site) for site in there if site.name in plan and site.name not in used)
     left = [f"{number} of its {group} sites" for group, number in lost.items()] + changed

@@ -27,6 +27,7 @@ class Member:
         plan: what it trains.
         arm: "trial", or the name of the plan.
         asked: its trial; None in confirmation.
+        clock: of the block, when it entered.
         epochs: how many it has trained.
         seconds: how long that took.
         metrics: of its last epoch.
@@ -36,6 +37,7 @@ class Member:
     plan: Plan
     arm: str
     asked: Asked | None = None
+    clock: int = 0
     epochs: int = 0
     seconds: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -124,10 +126,26 @@ class Members:
 
     def start(self, plan: Plan, arm: str, asked: Asked | None = None) -> None:
         """Put a new member into a free slot, and its run into the store."""
-        slot = next(s for s in range(self._trainer.slots) if s not in self._slots)
-        member = Member(self._start_run(slot, plan, arm, asked), plan, arm, asked)
-        self._slots[slot] = member
+        slot, clock = self._free_slot(), self._trainer.clock
+        run = self._start_run(slot, plan, arm, asked, clock)
+        self._slots[slot] = Member(run, plan, arm, asked, clock)
         self._call("start", slot, plan)
+
+    def fork(self, source: int, asked: Asked) -> None:
+        """Put a copy of a member into a free slot, to train on by the plan of another trial.
+
+        Its run has the epochs of the other, for they are those of its plan.
+        """
+        slot, twin = self._free_slot(), self._slots[source]
+        arm = asked.name or "trial"
+        with self._clockwork("store"), self._store.transaction():
+            run = self._start_run(slot, asked.plan, arm, asked, twin.clock)
+            self._store.copy_curve(twin.run, run)
+        self._slots[slot] = Member(run, asked.plan, arm, asked, twin.clock, twin.epochs)
+        self._call("copy", source, slot, asked.plan)
+
+    def _free_slot(self) -> int:
+        return next(s for s in range(self._trainer.slots) if s not in self._slots)
 
     def epoch(self) -> tuple[Mapping[int, Scores], list[End]]:
         """Train all members for an epoch; nothing is stored before `record`.
@@ -177,7 +195,7 @@ class Members:
                 self._end_run(member, "interrupted")
         self._slots.clear()
 
-    def _start_run(self, slot: int, plan: Plan, arm: str, asked: Asked | None) -> int:
+    def _start_run(self, slot: int, plan: Plan, arm: str, asked: Asked | None, clock: int) -> int:
         with self._clockwork("store"):
             return self._store.start_run(
                 self._study_id,
@@ -186,7 +204,7 @@ class Members:
                 plan=plan.to_json(),
                 seed=self._seed,
                 block=self._block,
-                clock=self._trainer.clock,
+                clock=clock,
                 slot=slot,
                 trainer=self._trainer.name,
                 device=str(self._trainer.device),

@@ -10,6 +10,7 @@ from droptune.definition import all_kinds, check_same, environment
 from droptune.kinds import derive
 from droptune.loop import Loop
 from droptune.plan import Plan
+from droptune.population import Population
 from droptune.progress import Progress
 from droptune.search import Search
 from droptune.space import AS_GIVEN, CONTROL, TUNED
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 #: The most members that train at once unless told otherwise. More fit, but a sampler that is
 #: asked for many plans before the first result comes back learns nothing on the way.
 _WIDEST = 64
+#: Members of a population that is trained serially, unless told otherwise: two make a fifth.
+_COMPANY = 10
 
 
 class Optimization:
@@ -140,6 +143,7 @@ class Optimization:
             trials=study.trials,
             seconds=settings.seconds(study.time),
             rungs=settings.rungs(study.epochs, study.pruner),
+            population=self._population(),
         )
         arms = self._arms()
         blocks = {n: block_seed(study.seed, n) for n in range(1, study.confirm_blocks + 1)}
@@ -155,12 +159,24 @@ class Optimization:
             answer, fit=fits, finished_before=finished_before, seconds=dict(self.clockwork.seconds)
         )
 
+    def _population(self) -> Population | None:
+        study = self.study
+        if study.strategy != "pbt":
+            return None
+        return Population(study.epochs, self.direction, study.seed)
+
+    def _company(self) -> int:
+        """Return how many members at once suit the search."""
+        population, trials = self._population(), self.study.trials
+        return max(8, trials // 4) if population is None else population.size(trials)
+
     def _make_trainer(self, most: int | None) -> Trainer:
         """Return a trainer of at most so many slots; None: as many as suit the search."""
         study = self.study
         own = None if study.slots == "auto" else study.slots
         if study.train is not None or self.kind is SerialTrainer:
-            own = own or 1  # members that take turns only take memory
+            # Members that take turns only take memory, but a population needs company.
+            own = own or (1 if study.strategy != "pbt" else _COMPANY)
         slots = min((n for n in (own, most) if n is not None), default=None)
         if study.train is not None:
             return FunctionTrainer(self.task, study.train, slots, self.device)
@@ -172,11 +188,13 @@ class Optimization:
             self.task,
             trainer=study.trainer,
             slots=slots or "auto",
-            most=min(max(8, study.trials // 4), _WIDEST),
+            most=min(self._company(), _WIDEST),
             device=self.device,
             say=self.shown.message,
         )
         self.kind = type(trainer)
+        if self.kind is SerialTrainer and own is None and study.strategy == "pbt":
+            return self._make_trainer(most)  # with company
         return trainer
 
     # The answer

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from droptune.errors import PlanError, nearest
 from droptune.kinds import KINDS
 from droptune.kinds.setting import Settings, checked
 from droptune.recipe import recipe_of
-from droptune.schedule import SCHEDULES, factor
+from droptune.schedule import SCHEDULES, STEPS, factor, step_at
 from droptune.sites import Site
 
 _VERSION = 1
@@ -25,14 +25,17 @@ class Entry:
     Attributes:
         kind: a name in `droptune.kinds.KINDS`.
         rate: probability of dropping, in [0, 1); the highest, where it moves.
-        schedule: how the rate moves over training, a name in `droptune.schedule.SCHEDULES`.
+        schedule: how the rate moves over training, a name in `droptune.schedule.SCHEDULES`, or
+            "steps".
         fraction: the part of training that the schedule takes, in (0, 1]; None for constant,
             and elsewhere the schedule's own.
         settings: the kind's settings that differ from its defaults, name -> number.
+        steps: of the schedule "steps": (part of training that is over, rate from there on),
+            rising from 0. The rate is then the highest of theirs.
 
     Raises:
         PlanError: an unknown kind, schedule or setting, a rate outside [0, 1), a fraction
-            outside (0, 1], a setting outside its bounds.
+            outside (0, 1], a setting outside its bounds, or steps that are none.
     """
 
     kind: str
@@ -40,14 +43,20 @@ class Entry:
     schedule: str = "constant"
     fraction: float | None = None
     settings: Mapping[str, float] = field(default_factory=Settings)
+    steps: Sequence[tuple[float, float]] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in KINDS:
             raise PlanError(f"unknown kind {self.kind!r}{nearest(str(self.kind), KINDS)}")
-        if not isinstance(self.schedule, str) or self.schedule not in SCHEDULES:
+        known = (*SCHEDULES, STEPS)
+        if not isinstance(self.schedule, str) or self.schedule not in known:
             raise PlanError(
-                f"unknown schedule {self.schedule!r}{nearest(str(self.schedule), SCHEDULES)}"
+                f"unknown schedule {self.schedule!r}{nearest(str(self.schedule), known)}"
             )
+        steps = _checked_steps(self.schedule, self.steps)
+        object.__setattr__(self, "steps", steps)
+        if steps:
+            object.__setattr__(self, "rate", max(rate for _, rate in steps))
         object.__setattr__(self, "rate", checked_rate(self.rate))
         object.__setattr__(self, "fraction", _checked_fraction(self.schedule, self.fraction))
         settings = checked(self.kind, KINDS[self.kind].settings, self.settings)
@@ -55,15 +64,20 @@ class Entry:
 
     def at(self, progress: float) -> float:
         """Return the rate at some point of training, from 0 (first epoch) to 1 (last)."""
+        if self.steps:
+            return step_at(self.steps, progress)
         return self.rate * factor(self.schedule, self.fraction, progress)
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry as JSON values; what says nothing (no fraction) is left out."""
         values = {**vars(self), "settings": dict(self.settings) or None}
+        values["steps"] = [list(step) for step in self.steps] or None
         return {name: value for name, value in values.items() if value is not None}
 
     def __str__(self) -> str:
         moves = "" if self.fraction is None else f" {self.schedule} {self.fraction:.2g}"
+        if self.steps:
+            moves = f" {STEPS} {' '.join(f'{rate:g}' for _, rate in self.steps)}"
         settings = f" ({self.settings})" if self.settings else ""
         return f"{self.kind} {self.rate:g}{moves}{settings}"
 
@@ -87,13 +101,35 @@ def checked_rate(rate: Any) -> float:
 
 def _checked_fraction(schedule: str, fraction: Any) -> float | None:
     """Return a schedule's fraction: its own by default, None for constant."""
-    if schedule == "constant":
+    if schedule in ("constant", STEPS):
         return None  # whatever was given: equal behaviour is an equal plan
     if fraction is None:
         return SCHEDULES[schedule]
     if isinstance(fraction, int | float) and 0 < fraction <= 1:
         return float(fraction)
     raise PlanError(f"fraction {fraction!r} of schedule {schedule!r} is outside (0, 1]")
+
+
+def _checked_steps(schedule: str, steps: Any) -> tuple[tuple[float, float], ...]:
+    """Return the steps of a schedule, those that change nothing left out.
+
+    Raises:
+        PlanError: they are not steps, or another schedule has some.
+    """
+    if (schedule == STEPS) != bool(steps):
+        raise PlanError(
+            f"schedule {schedule!r} with steps {steps!r}: give steps with schedule 'steps', "
+            "and with no other"
+        )
+    try:
+        pairs = [(float(start), checked_rate(rate)) for start, rate in steps]
+    except (TypeError, ValueError) as error:
+        raise PlanError(f"steps {steps!r}: give pairs (part of training, rate)") from error
+    starts = [start for start, _ in pairs]
+    rising = all(a < b for a, b in zip(starts, starts[1:], strict=False))
+    if pairs and not (starts[0] == 0 and rising and starts[-1] <= 1):
+        raise PlanError(f"steps {steps!r}: they must begin at 0 and rise up to 1")
+    return tuple(pair for i, pair in enumerate(pairs) if i == 0 or pair[1] != pairs[i - 1][1])
 
 
 def _entry(site: str, value: Any) -> Entry:
@@ -186,7 +222,7 @@ class Plan(Mapping[str, Entry]):
     @property
     def moves(self) -> bool:
         """Whether a rate changes over training."""
-        return any(entry.fraction is not None for entry in self._entries.values())
+        return any(entry.fraction is not None or entry.steps for entry in self._entries.values())
 
     def __getitem__(self, name: str) -> Entry:
         return self._entries[name]

@@ -10,6 +10,7 @@ https://arxiv.org/abs/1810.12890; curriculum, Morerio, Cavazza, Volpi, Vidal, Mu
 """
 
 import math
+from collections.abc import Sequence
 
 #: Schedule -> the fraction of training it takes where a plan does not say. A sixth is that
 #: of Liu et al.: 50 of 300 epochs.
@@ -20,6 +21,9 @@ SCHEDULES: dict[str, float | None] = {
     "late": 1 / 6,
     "curriculum": 1.0,
 }
+
+#: The schedule of a rate that a plan spells out, step by step; it is found and not suggested.
+STEPS = "steps"
 
 
 def factor(schedule: str, fraction: float | None, progress: float) -> float:
@@ -45,6 +49,16 @@ def factor(schedule: str, fraction: float | None, progress: float) -> float:
         "late": float(part >= 1.0),
         "curriculum": -math.expm1(-10.0 * part),
     }[schedule]
+
+
+def step_at(steps: Sequence[tuple[float, float]], progress: float) -> float:
+    """Return the rate of the last of the steps that has begun.
+
+    Args:
+        steps: (progress at which it begins, rate); the first begins at 0.
+        progress: of training, from 0 to 1.
+    """
+    return [rate for start, rate in steps if start <= progress][-1]
 
 
 def progress(epoch: int, epochs: int) -> float:

@@ -142,9 +142,23 @@ class Search:
         for trial in self._trials():
             if self._plan(trial) == plan:
                 return trial.number
+        return self._add(name, plan, TrialState.WAITING)
+
+    def fork(self, name: str, plan: Plan) -> Asked | None:
+        """Begin a trial of a plan at once, before all that is in line.
+
+        Returns:
+            The trial, stored as RUNNING; None if some trial has the plan already.
+        """
+        if any(self._plan(trial) == plan for trial in self._trials()):
+            return None
+        return self._asked(self._trial(self._add(name, plan, TrialState.RUNNING)))
+
+    def _add(self, name: str, plan: Plan, state: TrialState) -> int:
+        """Store a trial with a fixed plan; return its number."""
         params = self._space.encode(plan)
         template = create_trial(
-            state=TrialState.WAITING,
+            state=state,
             params=params,
             distributions=self._parameters,
             user_attrs={NAME: name, PLAN: plan.to_json()},

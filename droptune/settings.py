@@ -13,9 +13,12 @@ from droptune.search import PRUNERS, SAMPLERS
 from droptune.space import NO_TERM
 from droptune.trainers import TRAINERS
 
+STRATEGIES = ("search", "pbt")
+
 _CHOICES = {
     "sampler": SAMPLERS,
     "pruner": PRUNERS,
+    "strategy": STRATEGIES,
     "encoding": ENCODINGS,
     "direction": ("minimize", "maximize", None),
 }
@@ -67,6 +70,7 @@ def check(settings: Mapping[str, Any]) -> None:
         settings["metrics"],
         settings["train"] is not None or not isinstance(settings["trainer"], str),
     )
+    _check_strategy(settings)
     seconds(settings["time"])
     if settings["pruner"] != "none" and not rungs(settings["epochs"], settings["pruner"]):
         raise StudyError(
@@ -168,6 +172,32 @@ def _check_tune(settings: Mapping[str, Any]) -> None:
             "sampler 'grid' cannot tune training, a grid over it and dropout is too large; "
             "take sampler 'qmc', or leave tune out"
         )
+
+
+def _check_strategy(settings: Mapping[str, Any]) -> None:
+    """Check that a population can be trained, if there is to be one."""
+    if settings["strategy"] != "pbt":
+        return
+    if settings["train"] is not None:
+        raise StudyError(
+            "strategy 'pbt' copies members, and train= keeps the state of its training to "
+            "itself; take strategy 'search', or train with loss= and optimizer="
+        )
+    if tuple(settings["schedules"]) != ("constant",):
+        raise StudyError(
+            f"strategy 'pbt' finds schedules of its own, so it takes none of "
+            f"{', '.join(settings['schedules'])}; leave schedules out"
+        )
+    if settings["pruner"] != "none":
+        raise StudyError(
+            f"strategy 'pbt' stops trials itself; leave pruner {settings['pruner']!r} out"
+        )
+    for what, least in (("slots", 5), ("trials", 10), ("epochs", 2)):
+        if settings[what] != "auto" and settings[what] < least:
+            raise StudyError(
+                f"strategy 'pbt' replaces a fifth of its members during training, which takes "
+                f"{what} from {least}; it has {settings[what]}"
+            )
 
 
 def _is_whole(value: Any, least: int) -> bool:

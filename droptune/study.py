@@ -81,6 +81,9 @@ class Study:
             names of the same store, or "URL#STUDY". None: the plan that helped in a study of
             the store with sites of the same roles, if there is one; (): none.
         sampler: tpe, gp, cmaes, qmc, random, grid or autodropout.
+        strategy: "search", each trial for itself, or "pbt", population-based training: trials
+            train side by side, and at times copies of the best, with other rates, take the
+            places of the worst. What comes out are schedules of rates.
         pruner: none, median, hyperband or successive-halving. Rungs favour small rates,
             because dropout slows the start of training, so the default is none.
         trials: budget of the search in trials; a total over all runs of the command.
@@ -123,6 +126,7 @@ class Study:
     tune: Sequence[str] = ()
     warm_start: Sequence[str] | None = None
     sampler: str = "tpe"
+    strategy: str = "search"
     pruner: str = "none"
     trials: int = 64
     time: float | str | None = None

@@ -7,8 +7,9 @@ import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from droptune import Plan, Space
+from droptune import Plan, Space, apply, read
 from droptune.errors import PlanError, SpaceError
 from droptune.recipe import TRAINING, range_of
 from droptune.report.text import plan_line
@@ -66,6 +67,13 @@ def test_a_line_says_how_a_plan_is_trained():
     assert plan_line(plan.to_json()) == str(plan) == "fc1: standard 0.2; lr 0.003"
     bare = Plan(training={"label_smoothing": 0.1})
     assert plan_line(bare.to_json()) == str(bare) == "no dropout; label_smoothing 0.1"
+
+
+def test_putting_a_plan_on_a_model_reminds_of_how_it_is_trained():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+    plan = Plan({"1": ("standard", 0.2)}, training={"lr": 0.003})
+    with pytest.warns(UserWarning, match="training with lr 0.003, which a model cannot set"):
+        assert read(apply(model, plan)) == Plan(plan)
 
 
 # The space

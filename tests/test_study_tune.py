@@ -142,6 +142,22 @@ def test_best_says_how_to_train(tmp_path):
     assert "# The plan holds for training with lr" in code.stdout
 
 
+def test_the_command_line_tunes_and_trains_a_population(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    url = fresh(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        f"from tests.small import study\nstudy = study({url!r}, trials=10, confirm_blocks=0)\n"
+    )
+    options = ["--tune", "lr, weight_decay", "--strategy", "pbt", "--slots", "10", "--quiet"]
+    result = CliRunner().invoke(main, ["optimize", "mine.py", *options])
+    assert result.exit_code == 0, result.output
+    found = Queries(url).trials("mine")
+    assert any("copy of trial" in (row["name"] or "") for row in found)
+    assert any({*row["plan"].get("training", {})} == {*BOTH} for row in found)
+    refused = CliRunner().invoke(main, ["optimize", "mine.py", "--tune", "rate"])
+    assert refused.exit_code == 1 and "cannot tune 'rate'" in refused.output
+
+
 def test_an_untuned_study_is_defined_as_before(tmp_path):
     assert "tune" not in study(fresh(tmp_path)).definition()["space"]
 

@@ -28,9 +28,9 @@ def best(name: str, store: str, as_json: bool) -> None:
       study       name
       verdict     helps, no benefit, hurts or undecided
       plan        {"version", "sites": {site: {"kind", "rate", "schedule"}}}, or null; a
-                  rate that moves has its "fraction" of training, too, a kind the "settings"
-                  that differ from its defaults, a plan that adds to the loss its "term", and
-                  one that was tuned together with training its "training": {"lr", ...}
+                  rate that moves has its "fraction" of training or its "steps", too, a kind
+                  the "settings" that differ from its defaults, a plan that adds to the loss
+                  its "term", one that was tuned with training its "training": {"lr", ...}
       objective   name of the metric that decides
       best        {"arm", "value", "trial", "search_value"}: the plan's name, its mean over
                   the fresh seeds, its trial and the value it had there; before a verdict

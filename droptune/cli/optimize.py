@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     "calibration_error; or one that the study's own loop yields.",
 )
 @click.option("--sampler", metavar="NAME", help="tpe, gp, cmaes, qmc, random, grid or autodropout.")
+@click.option("--strategy", metavar="NAME", help="search, or pbt: population-based training.")
 @click.option("--pruner", metavar="NAME", help="none, median, hyperband or successive-halving.")
 @click.option(
     "--encoding", metavar="NAME", help="Parameters of the search: uniform, shape or site."

@@ -98,7 +98,9 @@ def training_line(training: Mapping[str, Any]) -> str:
 
 
 def schedule(entry: Mapping[str, Any]) -> str:
-    """Return how an entry's rate moves over training: "constant", or "early 0.17"."""
+    """Return how an entry's rate moves: "constant", "early 0.17", or "steps 0.3 0.24"."""
+    if entry.get("steps"):
+        return f"steps {' '.join(short(round(rate, 3)) for _, rate in entry['steps'])}"
     fraction = entry.get("fraction")
     part = "" if fraction is None else f" {short(round(fraction, 2))}"
     return f"{visible(entry.get('schedule', 'constant'))}{part}"

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from typing import Any
 
-from sqlalchemy import Connection, Insert, bindparam, insert, select, update
+from sqlalchemy import Connection, Insert, bindparam, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
 from droptune.errors import StudyError
@@ -199,6 +199,14 @@ class Store:
         ]
         if values:
             self._execute(self._insert_curve, values)
+
+    def copy_curve(self, source: int, run: int) -> None:
+        """Give a run the epochs that another has trained so far."""
+        curve = CurveRow.__table__
+        columns = [column for column in curve.columns if column.name != "run_id"]
+        rows = select(literal(run), *columns).where(curve.c.run_id == source)
+        names = ["run_id", *(column.name for column in columns)]
+        self._execute(insert(CurveRow).from_select(names, rows))
 
     def end_run(
         self,

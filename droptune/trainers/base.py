@@ -87,6 +87,16 @@ class Trainer(Protocol):
                 training what it cannot do.
         """
 
+    def copy(self, source: int, slot: int, plan: Plan) -> None:
+        """Put a copy of a member into a free slot; from here on it trains by another plan.
+
+        Weights, buffers, the optimiser's state and age are copied.
+
+        Raises:
+            PlanError: as for `start`.
+            TrainingError: members of this trainer cannot be copied.
+        """
+
     def epoch(self) -> Mapping[int, Scores]:
         """Train every member for one pass over the training data; slot -> scores."""
 

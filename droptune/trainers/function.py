@@ -101,6 +101,12 @@ class FunctionTrainer:
             )
         self._members[slot] = _Member(plan, epochs, model)
 
+    def copy(self, source: int, slot: int, plan: Plan) -> None:
+        raise TrainingError(
+            "train= keeps the state of its training to itself, so members cannot be copied; "
+            "take another strategy than 'pbt'"
+        )
+
     def stop(self, slot: int) -> None:
         check_taken(slot, self._members)
         member = self._members.pop(slot)

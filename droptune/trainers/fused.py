@@ -8,6 +8,7 @@ alone, and one shared stream of noise is thresholded at each member's own rate.
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -112,17 +113,31 @@ class FusedTrainer:
         check_slot(slot, self.slots, self._plans)
         need_of(plan, lambda: self.task.sites)  # refuses what has no place
         share_of(plan, self.task.loss)  # and this what has no labels
-        if None not in self._rows:
-            self._resize(_width(len(self._rows) + 1, self.slots))
-        row = self._rows.index(None)
-        self._rows[row] = slot
-        self._plans[slot] = plan
-        self._paces[slot] = pace_of(self.task, plan)
+        row = self._take_row(slot, plan, pace_of(self.task, plan))
         for name, stack in {**self._params, **self._buffers}.items():
             stack[row] = self._initial.get(name, self._initial_buffers.get(name))
         for state in self._optimizer.tensors():
             state[row] = 0
         self._set_rates(slot)
+
+    def copy(self, source: int, slot: int, plan: Plan) -> None:
+        check_taken(source, self._plans)
+        check_kinds(plan, self.task.kinds)
+        check_slot(slot, self.slots, self._plans)
+        need_of(plan, lambda: self.task.sites)
+        row = self._take_row(slot, plan, replace(self._paces[source]))
+        twin, state = self._rows.index(source), self._optimizer.tensors()
+        for stack in (*self._params.values(), *self._buffers.values(), *state):
+            stack[row] = stack[twin]
+        self._set_rates(slot)
+
+    def _take_row(self, slot: int, plan: Plan, pace: Pace) -> int:
+        """Give a new member a row of the stacks, and return it."""
+        if None not in self._rows:
+            self._resize(_width(len(self._rows) + 1, self.slots))
+        row = self._rows.index(None)
+        self._rows[row], self._plans[slot], self._paces[slot] = slot, plan, pace
+        return row
 
     def _set_rates(self, slot: int) -> None:
         """Set a member's rates, and settings, to those of the epoch it is in."""

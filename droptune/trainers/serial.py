@@ -6,7 +6,8 @@ The reference that the fused trainer is tested against, and the fallback for mod
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -89,6 +90,20 @@ class SerialTrainer:
         learning = learned_by(plan, learners(model))
         optimizer = self._make_optimizer(model, learning, pace)
         self._members[slot] = _Member(plan, model, optimizer, pace, need, learning)
+
+    def copy(self, source: int, slot: int, plan: Plan) -> None:
+        check_taken(source, self._members)
+        self.start(slot, plan)
+        twin, member = self._members[source], self._members[slot]
+        with torch.no_grad():
+            weights = _weights(twin.model)
+            for name, tensor in _weights(member.model).items():
+                tensor.copy_(weights[name])
+        for dropout in installed(member.model).values():
+            dropout.set(plan.get(dropout.site))  # its rates came with the buffers
+        # The state's tensors would be shared, not copied.
+        member.optimizer.load_state_dict(deepcopy(twin.optimizer.state_dict()))
+        member.pace = replace(twin.pace)
 
     def stop(self, slot: int) -> None:
         check_taken(slot, self._members)

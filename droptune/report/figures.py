@@ -112,12 +112,12 @@ def _add_curve(
             line={"width": 0},
             hoverinfo="skip",
             showlegend=False,
-            legendgroup=arm,
+            legendgroup=_name(arm),
         )
     few = "lines+markers" if len(epochs) < 3 else "lines"
     line = {"color": colour, "dash": dash, "width": 2.2}
     figure.add_scatter(
-        x=list(epochs), y=list(means), mode=few, name=_name(arm), line=line, legendgroup=arm
+        x=list(epochs), y=list(means), mode=few, name=_name(arm), line=line, legendgroup=_name(arm)
     )
 
 
@@ -206,16 +206,19 @@ def history(facts: Facts) -> go.Figure | None:
 def _add_group(figure: go.Figure, name: str, rows: Sequence[Row], marker: dict) -> None:
     # A text is drawn as HTML, and a template's braces are filled in: neither may come from
     # a name in the store.
-    texts = [
+    hover = [
         _name(f"trial {t['number']} {t['name'] or ''}: {plan_line(t['plan'])}", 120) for t in rows
     ]
     figure.add_scatter(
         x=[t["number"] for t in rows],
         y=[t["value"] for t in rows],
-        mode="markers",
+        mode="markers+text",
         name=name,
         marker=marker,
-        text=texts,
+        text=[_name(t["name"] or "", 20) for t in rows],
+        textposition="middle right",
+        textfont={"size": 10},
+        hovertext=hover,
         hoverinfo="text+y",
     )
 
@@ -270,11 +273,13 @@ def reliability(facts: Facts) -> go.Figure | None:
     if not found:
         return None
     figure = _figure("confidence (probability of the predicted class)", "accuracy")
+    drawn = {arm: pooled(blocks) for arm, blocks in found.items()}
+    least = min(min(b[:2]) for bins in drawn.values() for b in bins)
+    ends = [max(0.0, least - 0.05), 1.0]
     line = {"color": "#8a8a8a", "width": 1.2}
-    figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="calibrated", line=line)
-    for arm, blocks in found.items():
+    figure.add_scatter(x=ends, y=ends, mode="lines", name="calibrated", line=line)
+    for arm, bins in drawn.items():
         colour, dash = _DRESS.get(arm, (BLUE, "solid"))
-        bins = pooled(blocks)
         figure.add_scatter(
             x=[b[0] for b in bins],
             y=[b[1] for b in bins],

@@ -98,6 +98,9 @@ class Trainer(Protocol):
     def test(self) -> Mapping[int, dict[str, float]]:
         """Score every member on the test split; slot -> metrics such as "test_loss"."""
 
+    def reliability(self, slot: int) -> list[list[float]]:
+        """Return a member's reliability bins on the validation split; [] if it has none."""
+
     def stop(self, slot: int) -> None:
         """Free a slot."""
 

@@ -40,6 +40,7 @@ from droptune.trainers.learned import learned_by, learned_metrics, learners, wit
 from droptune.trainers.memory import keep_freed_memory
 from droptune.trainers.place import why
 from droptune.trainers.program import Program, trace
+from droptune.trainers.reliability import Bins, reliability
 from droptune.trainers.stacked_terms import (
     again_stacked,
     needs_of,
@@ -176,6 +177,19 @@ class FusedTrainer:
             for row, slot in enumerate(self._rows)
             if slot is not None
         }
+
+    def reliability(self, slot: int) -> Bins:
+        check_taken(slot, self._plans)
+        row, model = self._rows.index(slot), self._model.eval()
+        mine = {name: p[row] for name, p in self._params.items()}
+        mine |= {name: b[row].clone() for name, b in self._buffers.items()}
+        with torch.random.fork_rng(self._gpus()):
+            torch.manual_seed(derive(self._seed, "reliability"))
+            return reliability(
+                self.task,
+                self._data.val,
+                lambda x: checked_output(functional_call(model, mine, (x,))),
+            )
 
     def rehearse(self, members: int, steps: int) -> float:
         """Return seconds a step and member, over some steps; `begin` starts afresh."""

@@ -36,6 +36,7 @@ from droptune.trainers.base import (
     mean_loss,
 )
 from droptune.trainers.learned import learned_by, learned_metrics, learners, with_penalty
+from droptune.trainers.reliability import Bins, reliability
 from droptune.trainers.stacking import Pace
 from droptune.trainers.statistics import recalibrate
 from droptune.trainers.terms import Need, need_of, passed_again, penalised
@@ -127,6 +128,13 @@ class SerialTrainer:
                 torch.manual_seed(derive(self._seed, "test"))
                 result[slot] = self._score(member.model, self._data.test, "test")
         return result
+
+    def reliability(self, slot: int) -> Bins:
+        check_taken(slot, self._members)
+        model = self._members[slot].model.eval()
+        with torch.random.fork_rng(self._gpus()):
+            torch.manual_seed(derive(self._seed, "reliability"))
+            return reliability(self.task, self._data.val, lambda x: self._output(model, x))
 
     def rehearse(self, members: int, steps: int) -> float:
         """Return seconds a step and member, over some steps; `begin` starts afresh."""

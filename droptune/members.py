@@ -52,6 +52,7 @@ class End:
     value: float | None = None
     message: str | None = None
     test: Mapping[str, float] | None = None
+    reliability: list[list[float]] | None = None
 
 
 class Members:
@@ -168,6 +169,10 @@ class Members:
                 return {}, []
             for end in ends:
                 end.test = tests.get(end.slot)
+                if end.state == "complete":
+                    end.reliability = self._call("reliability", end.slot)
+                    if end.reliability is None:
+                        return {}, []
         return scores, ends
 
     def record(self, scores: Mapping[int, Scores], ends: Sequence[End]) -> list[Member]:
@@ -176,10 +181,17 @@ class Members:
         Returns:
             the members that ended, in the order of `ends`.
         """
+        bins = {end.slot: {"reliability": end.reliability} for end in ends if end.reliability}
         rows = [
-            (self[slot].run, self[slot].epochs, score.train_loss, score.metrics)
+            (
+                self[slot].run,
+                self[slot].epochs,
+                score.train_loss,
+                score.metrics | bins.get(slot, {}),
+            )
             for slot, score in scores.items()
         ]
+        # The bins stand beside the metrics of the last epoch, the only JSON that a curve has.
         with self._clockwork("store"), self._store.transaction():
             self._store.record(rows)
             for end in ends:

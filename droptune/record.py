@@ -44,7 +44,7 @@ class Record:
     ) -> None:
         self._name = name
         with quiet():
-            self._rdb = _open(url, prepare_engine)
+            self._rdb = open_storage(url, prepare_engine)
             try:
                 with self._storing("read study"):
                     self._load(direction)
@@ -170,8 +170,14 @@ class Record:
         )
 
 
-def _open(url: str, prepare_engine: Callable[[Any], object] | None) -> optuna.storages.RDBStorage:
-    """Open Optuna's storage, with its connections prepared."""
+def open_storage(
+    url: str, prepare_engine: Callable[[Any], object] | None
+) -> optuna.storages.RDBStorage:
+    """Open Optuna's storage, with its connections prepared.
+
+    Raises:
+        StoreError: it cannot be opened.
+    """
     # Optuna takes a URL for a template, in which braces are doubled. SQLite waits five
     # seconds for a lock by default, too little when several studies start at once.
     template = url.replace("{", "{{").replace("}", "}}")

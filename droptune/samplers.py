@@ -7,11 +7,8 @@ CMA-ES, which Optuna keeps as a pickle and which is therefore never stored but c
 from the stored trials.
 """
 
-import contextlib
 import importlib.util
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -22,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from droptune.autodropout import AutoDropoutSampler
 from droptune.errors import StudyError, nearest
 from droptune.grid import grid_points
+from droptune.quiet import quiet
 
 # System attributes of a trial that outlive the process. Everything else that samplers write
 # is a help between running trials (TPE) or a pickle (CMA-ES), and is neither written to the
@@ -236,17 +234,3 @@ def recall_cmaes(trials: Sequence[FrozenTrial], direction: str) -> None:
         state = {key: value for key, value in attributes.items() if key.startswith(_OPTIMIZER)}
         if not state:
             return
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Optuna's INFO lines and warnings from the user, and leave their own settings."""
-    logger = logging.getLogger("optuna")
-    level = logger.level
-    logger.setLevel(max(level, logging.ERROR))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

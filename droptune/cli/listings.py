@@ -54,9 +54,10 @@ def trials(name: str, limit: int | None, store: str, as_json: bool) -> None:
 @main.command(short_help="All about a study, or about one of its trials.")
 @study_option
 @click.option("--trial", "number", type=click.IntRange(min=0), metavar="N", help="One trial.")
+@click.option("--importance", is_flag=True, help="Which parameters and sites matter.")
 @store_option
 @json_option
-def show(name: str, number: int | None, store: str, as_json: bool) -> None:
+def show(name: str, number: int | None, importance: bool, store: str, as_json: bool) -> None:
     """\b
         droptune show --study mine --trial 3
 
@@ -71,7 +72,26 @@ def show(name: str, number: int | None, store: str, as_json: bool) -> None:
       curve    list of {"epoch", "train_loss", "metrics"}
       message  why it failed, or null
       seed, clock (the block's epoch at which it entered), trainer, device
+    or, with --importance,
+      parameters  {name: share}, which add up to 1 (PED-ANOVA), the most important first
+      places   {site, role or "all sites": share}, the same summed
+      trials   complete trials behind it
+      remark   why there are no shares, or null
     """
+    if importance and number is not None:
+        raise click.UsageError("--importance is of a study; leave out --trial")
+    if importance:
+        return _importance(name, store, as_json)
     with open_queries(store) as queries:
         row = queries.study(name) if number is None else queries.trial(name, number)
     print_rows(row, as_json, "study" if number is None else "trial")
+
+
+def _importance(name: str, store: str, as_json: bool) -> None:
+    """Print the importance of a study's parameters; all that loads Optuna here."""
+    from droptune.importance import importance_of
+    from droptune.store.drawn import Drawn
+
+    with Drawn(store) as queries:
+        row = importance_of(queries, name).to_json()
+    print_rows(row, as_json, "importance")

@@ -6,6 +6,7 @@ markup: every cell is a `Text` of visible characters.
 
 import io
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -46,6 +47,8 @@ STYLES = {
 """The colour of a verdict or of a trial's state; none for the rest."""
 BAR_WIDTH = 20  # characters for rates from 0 to 1
 CURVE_ROWS = 24  # epochs of a curve that are shown
+SPARK_WIDTH = 16  # characters of a small picture of a curve
+_HEIGHTS = "▁▂▃▄▅▆▇█"
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _PIPED_WIDTH = 1000  # columns; what goes to a file or a program is not cut
 
@@ -86,6 +89,34 @@ class Bar:
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(BAR_WIDTH, BAR_WIDTH)
+
+
+class Spark:
+    """Numbers from the first to the last as a line of small blocks; a gap where there is none.
+
+    The blocks run from the least number to the highest. Nothing where the terminal's encoding
+    has no blocks.
+    """
+
+    def __init__(self, values: Sequence[float | None]) -> None:
+        step = -(-len(values) // SPARK_WIDTH) or 1
+        self.values = values[::step]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        known = [v for v in self.values if v is not None and math.isfinite(v)]
+        if options.ascii_only or not known:
+            yield Text("")
+            return
+        low, span = min(known), (max(known) - min(known)) or 1.0
+        yield Text(
+            "".join(
+                _HEIGHTS[round(7 * (v - low) / span)] if v in known else " " for v in self.values
+            ),
+            style="cyan",
+        )
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(len(self.values), len(self.values))
 
 
 def studies(rows: Sequence[Row]) -> RenderableType:
@@ -211,7 +242,8 @@ def study(row: Row) -> RenderableType:
     }
     facts |= {key: _text(_brief(value)) for key, value in row["definition"].items()}
     facts["environment"] = _text(_brief(row["environment"]))
-    return Group(heading, _facts(facts), _text(""), sites(row["sites"]))
+    chosen = [plan(verdict["plan"]), _text("")] if verdict.get("plan") else []
+    return Group(heading, _facts(facts), _text(""), *chosen, sites(row["sites"]))
 
 
 def trial(row: Row) -> RenderableType:
@@ -230,11 +262,17 @@ def trial(row: Row) -> RenderableType:
 
 
 def curve(rows: Sequence[Row]) -> RenderableType:
-    """Return a table of scores by epoch: 24 rows at most, evenly spaced, with the last."""
+    """Return a table of scores by epoch under a small picture of each score.
+
+    24 rows at most, evenly spaced, with the last.
+    """
     if not rows:
         return _text("no epoch is stored yet")
     metrics = list(dict.fromkeys(key for row in rows for key in row["metrics"]))
     table = _table(">epoch", ">train_loss", *(f">{key}" for key in metrics))
+    table.add_row(
+        "", *(Spark(_scores(rows, key)) for key in ("train_loss", *metrics)), end_section=True
+    )
     step = -(-len(rows) // CURVE_ROWS)
     shown = [*rows[: len(rows) - 1 : step], rows[-1]]
     for row in shown:
@@ -243,6 +281,26 @@ def curve(rows: Sequence[Row]) -> RenderableType:
     if step == 1:
         return table
     return Group(table, _text(f"1 in {step} of {len(rows)} epochs; --json has all", "dim"))
+
+
+def importance(row: Row) -> RenderableType:
+    """Return the shares of an `Importance` in JSON as bars, by parameter and by place."""
+    if row["remark"]:
+        return _text(row["remark"])
+    parts: list[RenderableType] = []
+    for title, shares in (("parameter", row["parameters"]), ("place", row["places"])):
+        if title == "place" and len(shares) == len(row["parameters"]):
+            continue  # the same bars once more
+        table = _table(title, ">share", "")
+        for name, share in shares.items():
+            table.add_row(_text(name), _text(f"{share:.0%}"), Bar(share))
+        parts += [table, _text("")]
+    said = f"how far the best tenth of {row['trials']} trials is from all of them (PED-ANOVA)"
+    return Group(*parts, _text(said, "dim"))
+
+
+def _scores(rows: Sequence[Row], key: str) -> list[float | None]:
+    return [row["train_loss"] if key == "train_loss" else row["metrics"].get(key) for row in rows]
 
 
 def _compares(row: Row) -> str:

@@ -106,6 +106,9 @@ class Trainer(Protocol):
     def fit(self, slot: int) -> dict[str, float]:
         """Return metrics that tell how a member fits (droptune/gap.py); {} if nothing does."""
 
+    def reliability(self, slot: int) -> list[list[float]]:
+        """Return a member's reliability bins on the validation split; [] if it has none."""
+
     def stop(self, slot: int) -> None:
         """Free a slot."""
 

@@ -150,6 +150,10 @@ class FunctionTrainer:
         check_taken(slot, self._members)
         return {}
 
+    def reliability(self, slot: int) -> list[list[float]]:
+        """Return nothing: what the model predicts on which data only the loop knows."""
+        return []
+
     def save(self) -> Saved:
         """Return plans and ages; a generator's state cannot be taken out, so it is run again."""
         plans = {str(s): [m.plan.to_json(), m.age] for s, m in self._members.items()}

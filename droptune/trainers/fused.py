@@ -7,7 +7,8 @@ alone, and one shared stream of noise is thresholded at each member's own rate.
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -41,6 +42,7 @@ from droptune.trainers.losses import fit_metrics
 from droptune.trainers.memory import keep_freed_memory
 from droptune.trainers.place import why
 from droptune.trainers.program import Program, trace
+from droptune.trainers.reliability import Bins, reliability
 from droptune.trainers.scored import KeptOutputs, further
 from droptune.trainers.smoothing import share_of, shares_of, smoothed
 from droptune.trainers.stacked_terms import (
@@ -55,6 +57,8 @@ from droptune.trainers.stacking import (
     StackedOptimizer,
     StackedSGD,
     pace_of,
+    repeated,
+    width_for,
 )
 from droptune.trainers.statistics import recalibrate
 from droptune.trainers.terms import Need, need_of
@@ -134,7 +138,7 @@ class FusedTrainer:
     def _take_row(self, slot: int, plan: Plan, pace: Pace) -> int:
         """Give a new member a row of the stacks, and return it."""
         if None not in self._rows:
-            self._resize(_width(len(self._rows) + 1, self.slots))
+            self._resize(width_for(len(self._rows) + 1, self.slots))
         row = self._rows.index(None)
         self._rows[row], self._plans[slot], self._paces[slot] = slot, plan, pace
         return row
@@ -156,7 +160,7 @@ class FusedTrainer:
         started = time.perf_counter()
         if not self._plans:
             return {}
-        self._resize(_width(len(self._plans), self.slots))
+        self._resize(width_for(len(self._plans), self.slots))
         seed_noise(self._model, self._seed, self.clock)
         for slot, plan in self._plans.items():
             if plan.moves:
@@ -192,19 +196,23 @@ class FusedTrainer:
         }
 
     def fit(self, slot: int) -> dict[str, float]:
+        with self._alone(slot, "fit") as output:
+            return fit_metrics(self.task, self._data, self._seed, output)
+
+    def reliability(self, slot: int) -> Bins:
+        with self._alone(slot, "reliability") as output:
+            return reliability(self.task, self._data.val, output)
+
+    @contextmanager
+    def _alone(self, slot: int, what: str) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Give a member's forward in eval mode; what it draws is a function of the block."""
         check_taken(slot, self._plans)
-        row = self._rows.index(slot)
+        row, model = self._rows.index(slot), self._model.eval()
         mine = {name: p[row] for name, p in self._params.items()}
         mine |= {name: b[row].clone() for name, b in self._buffers.items()}
-        model = self._model.eval()
         with torch.random.fork_rng(self._gpus()):
-            torch.manual_seed(derive(self._seed, "fit"))
-            return fit_metrics(
-                self.task,
-                self._data,
-                self._seed,
-                lambda x: checked_output(functional_call(model, mine, (x,))),
-            )
+            torch.manual_seed(derive(self._seed, what))
+            yield lambda x: checked_output(functional_call(model, mine, (x,)))
 
     def rehearse(self, members: int, steps: int) -> float:
         """Return seconds a step and member, over some steps; `begin` starts afresh."""
@@ -257,8 +265,8 @@ class FusedTrainer:
 
     def _stack(self, width: int) -> None:
         """Make stacks of the initial weights for so many members, none of them in use."""
-        self._params = {n: _repeated(p, width) for n, p in self._initial.items()}
-        self._buffers = {n: _repeated(b, width) for n, b in self._initial_buffers.items()}
+        self._params = {n: repeated(p, width) for n, p in self._initial.items()}
+        self._buffers = {n: repeated(b, width) for n, b in self._initial_buffers.items()}
         self._rows = [None] * width
         self._optimizer = self._make_optimizer()
 
@@ -434,16 +442,3 @@ class FusedTrainer:
 
     def _gpus(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []
-
-
-def _repeated(tensor: Tensor, width: int) -> Tensor:
-    """Return `width` copies of a tensor, stacked on a new first axis."""
-    return tensor[None].expand(width, *tensor.shape).clone(memory_format=torch.contiguous_format)
-
-
-def _width(members: int, most: int) -> int:
-    """Return the stack's width for so many members: a power of two, at most `most`.
-
-    Widths come from a short ladder, since a program is traced for each.
-    """
-    return min(1 << (members - 1).bit_length(), most) if members else 0

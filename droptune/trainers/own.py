@@ -7,7 +7,10 @@ from droptune.errors import DroptuneError, TrainingError
 from droptune.trainers.base import Task, Trainer, first_line
 
 #: What the loop uses of a trainer.
-_USED = ("name", "slots", "device", "clock", "begin", "start", "epoch", "test", "stop")
+_USED = (
+    *("name", "slots", "device", "clock", "begin", "start", "copy"),
+    *("epoch", "test", "fit", "reliability", "stop"),
+)
 
 
 def make_own(maker: Callable[..., Any], task: Task, slots: int | None, device: Any) -> Trainer:

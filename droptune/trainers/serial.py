@@ -5,7 +5,8 @@ The reference that the fused trainer is tested against, and the fallback for mod
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,6 +39,7 @@ from droptune.trainers.base import (
 )
 from droptune.trainers.learned import learned_by, learned_metrics, learners, with_penalty
 from droptune.trainers.losses import fit_metrics
+from droptune.trainers.reliability import Bins, reliability
 from droptune.trainers.scored import KeptOutputs
 from droptune.trainers.smoothing import share_of, smoothed
 from droptune.trainers.stacking import Pace, pace_of
@@ -138,11 +140,21 @@ class SerialTrainer:
         return result
 
     def fit(self, slot: int) -> dict[str, float]:
+        with self._alone(slot, "fit") as output:
+            return fit_metrics(self.task, self._data, self._seed, output)
+
+    def reliability(self, slot: int) -> Bins:
+        with self._alone(slot, "reliability") as output:
+            return reliability(self.task, self._data.val, output)
+
+    @contextmanager
+    def _alone(self, slot: int, what: str) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Give a member's forward in eval mode; what it draws is a function of the block."""
         check_taken(slot, self._members)
         model = self._members[slot].model.eval()
         with torch.random.fork_rng(self._gpus()):
-            torch.manual_seed(derive(self._seed, "fit"))
-            return fit_metrics(self.task, self._data, self._seed, partial(self._output, model))
+            torch.manual_seed(derive(self._seed, what))
+            yield partial(self._output, model)
 
     def rehearse(self, members: int, steps: int) -> float:
         """Return seconds a step and member, over some steps; `begin` starts afresh."""

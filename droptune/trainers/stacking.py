@@ -136,3 +136,16 @@ class StackedSGD(StackedOptimizer):
             nesterov=False,
             maximize=False,
         )
+
+
+def repeated(tensor: Tensor, width: int) -> Tensor:
+    """Return `width` copies of a tensor, stacked on a new first axis."""
+    return tensor[None].expand(width, *tensor.shape).clone(memory_format=torch.contiguous_format)
+
+
+def width_for(members: int, most: int) -> int:
+    """Return the stack's width for so many members: a power of two, at most `most`.
+
+    Widths come from a short ladder, since a program is traced for each.
+    """
+    return min(1 << (members - 1).bit_length(), most) if members else 0

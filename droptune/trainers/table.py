@@ -86,21 +86,15 @@ class TableTrainer:
         self._seed, self.clock = seed, clock
         self._members: dict[int, _Member] = {}
 
-    def start(
-        self,
-        slot: int,
-        plan: Plan,
-        *,
-        lr: float | None = None,
-        weight_decay: float | None = None,
-    ) -> None:
-        if lr is not None or weight_decay is not None:
-            raise TrainingError("outcomes depend on plan and seed, not on learning rate or decay")
+    def start(self, slot: int, plan: Plan) -> None:
         check_kinds(plan, self.task.kinds)
         if plan.term is not None and plan.term.name not in self.task.terms:
             raise PlanError(f"{plan.term.name} is not among this task's terms; add it to terms")
         check_slot(slot, self.slots, self._members)
         self._members[slot] = _Member(plan)
+
+    def copy(self, source: int, slot: int, plan: Plan) -> None:
+        raise TrainingError("an outcome depends on plan and seed alone; take strategy 'trials'")
 
     def stop(self, slot: int) -> None:
         check_taken(slot, self._members)
@@ -132,6 +126,12 @@ class TableTrainer:
 
     def test(self) -> Mapping[int, dict[str, float]]:
         return {slot: test_scores(member.last or {}) for slot, member in self._members.items()}
+
+    def fit(self, slot: int) -> dict[str, float]:
+        return {}
+
+    def reliability(self, slot: int) -> list[list[float]]:
+        return []
 
     def save(self) -> Saved:
         """Return plans and ages: the rest is asked for again."""

@@ -97,9 +97,11 @@ def test_what_is_no_dict_of_numbers_is_named(make_task, reported, said):
     assert str(error.value) == said
 
 
-def test_a_learning_rate_of_its_own_is_refused(make_task):
-    with pytest.raises(TrainingError, match="not on learning rate"):
-        started(make_task, lambda *_: {}).start(1, LIGHT, lr=0.1)
+def test_what_only_a_trained_member_has_is_empty_or_refused(make_task):
+    trainer = started(make_task, lambda *_: {})
+    assert (trainer.fit(0), trainer.reliability(0)) == ({}, [])
+    with pytest.raises(TrainingError, match="take strategy 'trials'"):
+        trainer.copy(0, 1, LIGHT)
 
 
 def test_a_term_is_known_where_the_task_has_it(make_task):

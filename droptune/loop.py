@@ -22,7 +22,7 @@ from droptune.members import End, MakeTrainer, Member, Members
 from droptune.plan import Plan
 from droptune.progress import Progress
 from droptune.search import Asked, Search
-from droptune.space import CONTROL
+from droptune.space import AS_GIVEN, CONTROL
 from droptune.store import Store
 from droptune.trainers import Scores
 from droptune.watch import Clockwork, Interrupt, Meter
@@ -190,8 +190,8 @@ class Loop:
                     continue
                 value = score.metrics[self.objective]
                 stop = search.report(member.asked.number, member.epochs, value)
-                # The control is what the verdict and later pruners compare with.
-                if stop and member.arm != CONTROL:
+                # Both are what the verdict, and the control what later pruners compare with.
+                if stop and member.arm not in (CONTROL, AS_GIVEN):
                     pruned.append(End(slot, "pruned"))
         return pruned
 

@@ -12,7 +12,7 @@ from droptune.kinds import derive
 from droptune.loop import Loop
 from droptune.plan import Plan
 from droptune.progress import Progress
-from droptune.search import Search
+from droptune.search import PAIRED, Search
 from droptune.space import AS_GIVEN, CONTROL
 from droptune.store import Store, prepare_engine
 from droptune.trainers import (
@@ -71,15 +71,18 @@ class Optimization:
             if stored is not None:
                 check_same(self.study.name, stored["definition"], self.definition)
             with self.clockwork("search"):  # refuses what it cannot do before anything is stored
-                self.search = self._open_search()
+                self.search = self._open_search(stored)
             try:
                 self.study_id = self._record(stored)
                 return self._search_and_confirm()
             finally:
                 self.search.close()
 
-    def _open_search(self) -> Search:
+    def _open_search(self, stored: Mapping[str, Any] | None) -> Search:
         study = self.study
+        curves = {}
+        if stored is not None and study.pruner == PAIRED:
+            curves = self.store.search_curves(stored["id"], study.objective)
         return Search(
             study.url,
             study.name,
@@ -90,6 +93,8 @@ class Optimization:
             seed=study.seed,
             epochs=study.epochs,
             rungs=sorted(settings.rungs(study.epochs, study.pruner)),
+            curves=curves,
+            say=self.shown.message,
             prepare_engine=prepare_engine,
         )
 

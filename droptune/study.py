@@ -69,8 +69,9 @@ class Study:
         terms: what may be added to the loss, among none, r_drop, fraternal and adversarial. A
             further pass over each batch, two of adversarial, makes them cost.
         sampler: tpe, gp, cmaes, qmc, random, grid or autodropout.
-        pruner: none, median, hyperband or successive-halving. Rungs favour small rates,
-            because dropout slows the start of training, so the default is none.
+        pruner: none, paired, median, hyperband or successive-halving. Dropout slows the start
+            of training, so early rungs favour small rates; paired waits until no dropout has
+            stopped improving, see `droptune.paired`.
         trials: budget of the search in trials; a total over all runs of the command.
         time: budget of the search in seconds of training, or text such as "10m"; a total.
         confirm_blocks: fresh seeds on which the finalists are trained again; 0: none, and the

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 @click.option("--time", metavar="TIME", help="Time to spend, such as 90s, 10m or 2h.")
 @click.option("--seed", type=int, help="Seed of everything that is random.")
 @click.option("--sampler", metavar="NAME", help="tpe, gp, cmaes, qmc, random, grid or autodropout.")
-@click.option("--pruner", metavar="NAME", help="none, median, hyperband or successive-halving.")
+@click.option(
+    "--pruner", metavar="NAME", help="none, paired, median, hyperband or successive-halving."
+)
 @click.option(
     "--encoding", metavar="NAME", help="Parameters of the search: uniform, shape or site."
 )

@@ -17,7 +17,13 @@ from sqlalchemy.exc import IntegrityError
 from droptune.errors import StudyError
 from droptune.store import migrate
 from droptune.store.engine import READS, explained, finite, open_engine
-from droptune.store.queries import Queries, confirm_runs, search_runs, search_seconds
+from droptune.store.queries import (
+    Queries,
+    confirm_runs,
+    search_curves,
+    search_runs,
+    search_seconds,
+)
 from droptune.store.reader import EngineReader
 from droptune.store.schema import CurveRow, RunRow, SiteRow, StudyRow, VerdictRow
 from droptune.store.url import hide
@@ -249,6 +255,10 @@ class Store:
             trial_number, state, message and metrics (of the last epoch) of each.
         """
         return search_runs(EngineReader(self._reading), study_id)
+
+    def search_curves(self, study_id: int, metric: str) -> dict[int, list[float]]:
+        """Return trial -> a metric by epoch, of the search runs that are complete."""
+        return search_curves(EngineReader(self._reading), study_id, metric)
 
     def search_seconds(self, study_id: int) -> float:
         """Return the seconds of training of all search runs, however they ended.

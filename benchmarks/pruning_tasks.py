@@ -48,13 +48,13 @@ def cnn() -> Callable:
 
 
 def few(name: str, rows: int):
-    """Return a built-in set with so many training rows, and at most 2000 to validate."""
+    """Return a built-in set with so many training rows, and at most 1000 to validate."""
     from droptune import Data
 
     full = getattr(Data, name)()
     return Data(
         train=(full.train.x[:rows].flatten(1), full.train.y[:rows]),
-        val=(full.val.x[:2000].flatten(1), full.val.y[:2000]),
+        val=(full.val.x[:1000].flatten(1), full.val.y[:1000]),
     )
 
 
@@ -62,7 +62,7 @@ TASKS = {
     "digits-mlp": Recorded(lambda: few("digits", 1100), mlp(64, 10), 60),
     "breast-cancer-mlp": Recorded(lambda: few("breast_cancer", 400), mlp(30, 2), 60),
     "digits-cnn": Recorded(lambda: few("digits", 400), cnn(), 50),
-    "fashion-mlp": Recorded(lambda: few("fashion_mnist", 1000), mlp(784, 10), 40),
+    "fashion-mlp": Recorded(lambda: few("fashion_mnist", 500), mlp(784, 10, 64), 40),
     "diabetes-mlp": Recorded(lambda: few("diabetes", 300), mlp(10, 1, 64), 60, 3e-3, "mse"),
     "digits-mlp-cosine": Recorded(
         lambda: few("digits", 500), mlp(64, 10), 60, lr_schedule="cosine"

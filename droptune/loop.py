@@ -37,10 +37,11 @@ class Loop:
         store: where runs and curves go.
         objective: the metric that decides.
         epochs: length of a run.
-        make_trainer: at most so many slots (None: as suits the search) -> a trainer.
+        make_trainer: at most so many slots (None: as suits the search), block -> a trainer.
         progress: is told how far it is.
         interrupt: is asked after every epoch whether to stop.
         clockwork: where time is counted.
+        folds: how many blocks differ in their rows.
     """
 
     study_id: int
@@ -51,6 +52,7 @@ class Loop:
     progress: Progress
     interrupt: Interrupt
     clockwork: Clockwork
+    folds: int = 1
 
     def search(
         self,
@@ -223,6 +225,7 @@ class Loop:
             objective=self.objective,
             epochs=self.epochs,
             make_trainer=self.make_trainer,
+            folds=self.folds,
             most=most,
             clockwork=self.clockwork,
             say=self.progress.message,

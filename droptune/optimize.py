@@ -41,7 +41,8 @@ class Optimization:
         self.study, self.shown, self.interrupt = study, shown, interrupt
         self.clockwork = Clockwork()
         self.fixed = study.space.fixed_plans(study.as_given())
-        self.task = study.task(all_kinds(study.space, self.fixed.values()))
+        self.kinds = all_kinds(study.space, self.fixed.values())
+        self.task = study.task(self.kinds)
         self.definition = study.definition()
         self.direction = self.definition["direction"]
         self.device = pick_device(study.device)
@@ -124,6 +125,7 @@ class Optimization:
             self.shown,
             self.interrupt,
             self.clockwork,
+            folds=study.data.blocks if study.data is not None else 1,
         )
         before = self.search.finished
         loop.search(
@@ -146,19 +148,20 @@ class Optimization:
             answer, finished_before=finished_before, seconds=dict(self.clockwork.seconds)
         )
 
-    def _make_trainer(self, most: int | None) -> Trainer:
-        """Return a trainer of at most so many slots; None: as many as suit the search."""
+    def _make_trainer(self, most: int | None, block: int = 0) -> Trainer:
+        """Return a trainer of at most so many slots (None: as suit the search) for a block."""
         study = self.study
+        task = study.task(self.kinds, block) if block else self.task
         own = None if study.slots == "auto" else study.slots
         if study.train is not None or self.kind is SerialTrainer:
             own = own or 1  # members that take turns only take memory
         slots = min((n for n in (own, most) if n is not None), default=None)
         if study.train is not None:
-            return FunctionTrainer(self.task, study.train, slots, self.device)
+            return FunctionTrainer(task, study.train, slots, self.device)
         if self.kind is not None and slots is not None:
-            return self.kind(self.task, slots, self.device)
+            return self.kind(task, slots, self.device)
         trainer = choose(
-            self.task,
+            task,
             trainer=study.trainer,
             slots=slots or "auto",
             most=min(max(8, study.trials // 4), _WIDEST),
@@ -198,6 +201,7 @@ class Optimization:
             runs=runs,
             searched=self._searched(arms),
             unit="nats" if _is_in_nats(study) else "",
+            caveat=_caveat(study),
         )
 
     def _searched(self, arms: Mapping[str, Plan]) -> dict[Plan, tuple[int, float]]:
@@ -239,6 +243,16 @@ class Optimization:
 def block_seed(seed: int, block: int) -> int:
     """Return the seed of a block; block 0 is the search's, the others confirm."""
     return derive(seed, "block", block) % 2**31
+
+
+def _caveat(study: "Study") -> str | None:
+    """Return what the verdict's interval leaves out: that folds share training rows."""
+    if study.data is None or study.data.blocks == 1:
+        return None
+    return (
+        f"{study.data.blocks} folds share training rows, so the interval is narrower than over "
+        "fresh data"
+    )
 
 
 def _is_in_nats(study: "Study") -> bool:

@@ -163,11 +163,12 @@ class Study:
         return find_sites(self.built, self.batch)
 
     def remarks(self) -> list[str]:
-        """Return what is to be known of the model: dropout in eval mode, noise out of reach."""
+        """Return what is to be known of model and data: dropout in eval mode, noise, copies."""
         leaking = find_leaks(self.built, self.batch)
         drawing = unreached_noise(self.built, self.batch)
         said = leaks_line(leaking) if leaking else None, noise_line(drawing) if drawing else None
-        return [line for line in said if line is not None]
+        of_data = self.data.remarks() if self.data is not None else []
+        return [*of_data, *(line for line in said if line is not None)]
 
     def trains(self) -> str:
         """Return how the model trains: "fused", or "serially" and why, or by its own loop."""
@@ -191,11 +192,11 @@ class Study:
         """Return the dropout that the model comes with, where it takes effect."""
         return Plan({s.name: (s.kind, s.rate) for s in self.space.sites if s.rate})
 
-    def task(self, kinds: Mapping[str, Sequence[str]]) -> Task:
-        """Return what the trainers train."""
+    def task(self, kinds: Mapping[str, Sequence[str]], block: int = 0) -> Task:
+        """Return what the trainers train in a block."""
         return Task(
             self.model,
-            self.data,
+            self.data.block(block) if self.data is not None else None,
             kinds,
             self.loss,
             self.epochs,

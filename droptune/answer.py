@@ -5,7 +5,7 @@ Pure functions of stored runs; optimize.py reads them and stores what comes out.
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
@@ -113,6 +113,7 @@ def confirmed(
     runs: Runs,
     searched: Mapping[Plan, tuple[int, float]],
     unit: str = "",
+    caveat: str | None = None,
 ) -> Result:
     """Return what the confirmation blocks say.
 
@@ -130,10 +131,13 @@ def confirmed(
         runs: the stored ones.
         searched: plan -> number and value of its trial in the search.
         unit: of the objective.
+        caveat: what the verdict's text says besides.
     """
     by_arm = {arm: [runs.get((block, plan)) for block in blocks] for arm, plan in arms.items()}
     values = {arm: [_final(run, objective) for run in found] for arm, found in by_arm.items()}
     control, verdict = _judged(values, direction, objective, unit)
+    if caveat is not None:
+        verdict = replace(verdict, text=f"{verdict.text}; {caveat}")
 
     def described(arm: str) -> dict[str, Any]:
         trial, lucky = searched.get(arms[arm], (None, None))

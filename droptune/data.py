@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from droptune import datasets, splitting
+from droptune.duplicates import copies, copies_line
 from droptune.errors import DataError
-
-Raw = tuple[Any, Any] | Dataset
+from droptune.loading import Raw, array, check_finite, pair, tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +100,27 @@ class Data:
         """Return the first `n` training inputs, shape `(n, ...)`."""
         return self.train.x[:n]
 
+    @property
+    def blocks(self) -> int:
+        """How many blocks differ in their rows: the number of folds, or 1."""
+        return 1
+
+    def block(self, number: int) -> "Data":
+        """Return what a block of a study trains and is judged on."""
+        return self
+
+    def remarks(self) -> list[str]:
+        """Return what is to be known of the splits, in one line each: copies, lone classes."""
+        found = copies({name: part.x.numpy() for name, part in self._splits()})
+        said = [copies_line(found)] if found else []
+        for name, part in self._splits() if self.classes is not None else ():
+            if part.y.ndim == 1 and bool((part.y == part.y[0]).all()):
+                said.append(
+                    f"{name} has rows of class {int(part.y[0])} alone, so it cannot tell a good "
+                    "model from a bad one; give it rows of every class"
+                )
+        return said
+
     def digest(self) -> str:
         """Return the sha256 of all splits as hex digits: same content, same digest."""
         return self._digest
@@ -109,9 +129,9 @@ class Data:
     def _digest(self) -> str:
         total = hashlib.sha256()
         for split, part in self._splits():
-            for axis, tensor in (("x", part.x), ("y", part.y)):
-                total.update(f"{split} {axis} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                total.update(tensor.cpu().contiguous().numpy())
+            for axis, rows in (("x", part.x), ("y", part.y)):
+                total.update(f"{split} {axis} {rows.dtype} {tuple(rows.shape)}\n".encode())
+                total.update(rows.cpu().contiguous().numpy())
         return total.hexdigest()
 
     @classmethod
@@ -124,8 +144,10 @@ class Data:
         seed: int = 0,
         stratify: bool | None = None,
         name: str | None = None,
+        groups: Any = None,
+        order: Any = None,
     ) -> "Data":
-        """Split rows at random into train, val and test.
+        """Split rows into train, val and test: at random, by groups, or along time.
 
         Args:
             X: inputs, shape `(n, ...)`.
@@ -136,15 +158,60 @@ class Data:
             stratify: give every split the same share of each class, and train at least one
                 row of each; None: yes for integer labels of shape `(n,)`.
             name: a word for listings.
+            groups: shape `(n,)`, such as patients: rows of one group stay in one split. The
+                fractions are then met about, as whole groups allow.
+            order: "time" if the rows stand in the order of time, or their times, shape `(n,)`:
+                train is the past, val what follows, test the end. Nothing is drawn.
 
         Raises:
-            DataError: a fraction leaves a split empty, or the data is not valid.
+            DataError: a fraction leaves a split empty, labels or groups are too few for it, or
+                the data is not valid.
         """
-        x, y = _array("X", X), _array("y", y)
-        if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
-            raise DataError(f"X of shape {x.shape} and y of shape {y.shape} must be the same rows")
-        rows = splitting.split_rows(y, val, test or 0.0, seed, stratify)
+        x, y = _rows(X, y)
+        by = splitting.Rule(y, seed, stratify, groups, order)
+        rows = splitting.split_rows(by, val, test or 0.0)
         return cls(**{part: (x[numbers], y[numbers]) for part, numbers in rows.items()}, name=name)
+
+    @classmethod
+    def folds(
+        cls,
+        X: Any,
+        y: Any,
+        k: int = 5,
+        test: float | None = 0.2,
+        seed: int = 0,
+        stratify: bool | None = None,
+        name: str | None = None,
+        groups: Any = None,
+        order: Any = None,
+    ) -> "Data":
+        """Return data whose blocks validate on different rows: block b on fold b mod k.
+
+        The search's block 0 has fold 0; the blocks that confirm go through all folds, so the
+        verdict no longer rests on one choice of validation rows. Pairs stay within blocks. The
+        test split is apart from all folds and the same in every block.
+
+        Folds share training rows, so their differences are correlated and the usual interval
+        is too narrow: no estimate of its variance is unbiased (Bengio & Grandvalet 2004,
+        https://www.jmlr.org/papers/v5/grandvalet04a.html). The correction of Nadeau & Bengio
+        (2003, https://doi.org/10.1023/A:1024068626366) multiplies the variance of a mean over
+        J blocks by `1 + J / (k - 1)`. The verdict's text says so.
+
+        Args:
+            X, y, test, seed, stratify, name, groups: as in `split`.
+            k: number of folds, from 2.
+            order: as in `split`; each fold is validated after what it was trained on, and the
+                training rows grow from fold to fold.
+
+        Raises:
+            DataError: k is more than rows, groups or the rows of a class allow, or the data is
+                not valid.
+        """
+        x, y = _rows(X, y)
+        by = splitting.Rule(y, seed, stratify, groups, order)
+        folds, held = splitting.fold_rows(by, k, test or 0.0)
+        parts = [fold | ({"test": held} if len(held) else {}) for fold in folds]
+        return Folds(x, y, parts, name)
 
     @classmethod
     def digits(cls, seed: int = 0) -> "Data":
@@ -190,7 +257,7 @@ class Data:
             DataError: the files are not there, or damaged.
         """
         (pixels, labels), test = datasets.fashion_mnist(root)
-        rows = splitting.split_rows(labels, val=1 / 6, test=0.0, seed=seed, stratify=True)
+        rows = splitting.split_rows(splitting.Rule(labels, seed, True), val=1 / 6, test=0.0)
         parts = {part: (pixels[numbers], labels[numbers]) for part, numbers in rows.items()}
         parts["test"] = test
         images = {part: (datasets.fashion_images(x), y) for part, (x, y) in parts.items()}
@@ -200,11 +267,48 @@ class Data:
     def _table(cls, name: str, seed: int, by_column: bool = True) -> "Data":
         """Return one of scikit-learn's sets, split and scaled by its train rows."""
         x, y = datasets.table(name)
-        rows = splitting.split_rows(y, val=0.2, test=0.2, seed=seed, stratify=None)
+        rows = splitting.split_rows(splitting.Rule(y, seed), val=0.2, test=0.2)
         x = datasets.scaled(x, rows["train"], axis=0 if by_column else None)
         if y.dtype.kind == "f":
             y = datasets.scaled(y, rows["train"])
         return cls(**{part: (x[numbers], y[numbers]) for part, numbers in rows.items()}, name=name)
+
+
+class Folds(Data):
+    """Data of which every block validates on another fold; see `Data.folds`.
+
+    As `Data` itself it is what block 0 has.
+
+    Args:
+        x: inputs of all rows, shape `(n, ...)`.
+        y: targets of all rows.
+        parts: of each fold: name of the split -> row numbers.
+        name: a word for listings.
+    """
+
+    def __init__(self, x: Any, y: Any, parts: list[dict[str, Any]], name: str | None):
+        self._x, self._y, self._parts = np.array(x), np.array(y), parts
+        super().__init__(**self._split_into(0), name=name)
+        for number in range(1, len(parts)):  # what does not fit is found now, not after hours
+            self.block(number)
+
+    def _split_into(self, number: int) -> dict[str, Raw]:
+        rows = self._parts[number % len(self._parts)]
+        return {split: (self._x[numbers], self._y[numbers]) for split, numbers in rows.items()}
+
+    @property
+    def blocks(self) -> int:
+        """The number of folds."""
+        return len(self._parts)
+
+    def block(self, number: int) -> Data:
+        """Return the data of a block: fold `number` mod k."""
+        return Data(**self._split_into(number), name=self.name)
+
+    @cached_property
+    def _digest(self) -> str:
+        digests = [self.block(number).digest() for number in range(self.blocks)]
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def batches(
@@ -237,98 +341,30 @@ def batches(
     return torch.randperm(n, generator=generator).to(device).split(batch_size)
 
 
-# Loading and checking one split
+# One split
+
+
+def _rows(X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return inputs and targets of the same rows as arrays."""
+    x, y = array("X", X), array("y", y)
+    if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
+        raise DataError(f"X of shape {x.shape} and y of shape {y.shape} must be the same rows")
+    return x, y
 
 
 def _load(split: str, raw: Raw) -> Split:
     """Return `raw` as checked tensors; `split` names it in messages."""
-    x, y = _pair(split, raw)
-    part = Split(_tensor(f"{split} x", x), _tensor(f"{split} y", y, target=True))
+    x, y = pair(split, raw)
+    part = Split(tensor(f"{split} x", x), tensor(f"{split} y", y, target=True))
     if len(part.x) != len(part.y):
         raise DataError(
             f"{split}: x has {len(part.x)} rows and y has {len(part.y)}; they must be the same rows"
         )
     if len(part) == 0:
         raise DataError(f"{split} is empty; it needs at least one row")
-    _check_finite(f"{split} x", part.x)
-    _check_finite(f"{split} y", part.y)
+    check_finite(f"{split} x", part.x)
+    check_finite(f"{split} y", part.y)
     return part
-
-
-def _pair(split: str, raw: Raw) -> tuple[Any, Any]:
-    """Return inputs and targets of a pair or a map-style dataset."""
-    if isinstance(raw, (tuple, list)) and len(raw) == 2:
-        return raw[0], raw[1]
-    is_map = hasattr(raw, "__getitem__") and hasattr(raw, "__len__")
-    if isinstance(raw, (tuple, list, dict, Tensor, np.ndarray)) or not is_map:
-        if isinstance(raw, IterableDataset):
-            raise DataError(f"{split} is an IterableDataset; load it and give (x, y)")
-        raise DataError(
-            f"{split} is {type(raw).__name__}; give (x, y) or a map-style Dataset of such pairs"
-        )
-    if type(raw) is TensorDataset and len(raw.tensors) == 2:
-        return raw.tensors
-    items = [raw[i] for i in range(len(raw))]
-    if not all(isinstance(item, (tuple, list)) and len(item) == 2 for item in items):
-        raise DataError(f"{split}: the dataset's items must be pairs (x, y)")
-    if not items:
-        raise DataError(f"{split} is empty; it needs at least one row")
-    return _stack(f"{split} x", [x for x, _ in items]), _stack(f"{split} y", [y for _, y in items])
-
-
-def _stack(what: str, rows: list[Any]) -> np.ndarray:
-    """Return a dataset's items as one array, shape `(n, ...)`."""
-    arrays = [row.detach().cpu().numpy() if isinstance(row, Tensor) else row for row in rows]
-    shapes = sorted({np.shape(array) for array in arrays})
-    if len(shapes) > 1:
-        raise DataError(
-            f"{what}: the dataset's items have {len(shapes)} shapes, such as {shapes[0]} and "
-            f"{shapes[1]}; pad or crop them to one"
-        )
-    return np.stack(arrays)
-
-
-def _tensor(what: str, value: Any, target: bool = False) -> Tensor:
-    """Return a copy of `value` on the CPU as float32 or int64, shape `(n, ...)`."""
-    array = _array(what, value)
-    if array.dtype.kind not in "biuf":
-        raise DataError(
-            f"{what} has dtype {array.dtype}, which is not a number; convert it to float or int"
-        )
-    if array.ndim == 0:
-        raise DataError(f"{what} is a single number; it must have one row a sample")
-    as_image = array.dtype == np.uint8 and not target
-    as_switch = array.dtype.kind == "b" and not target
-    wanted = np.float32 if array.dtype.kind == "f" or as_image or as_switch else np.int64
-    with np.errstate(over="ignore"):  # too large for float32 becomes inf and is reported as such
-        return torch.from_numpy(np.array(array, dtype=wanted, order="C"))
-
-
-def _array(what: str, value: Any) -> np.ndarray:
-    """Return `value` as a numpy array, without a copy where possible."""
-    if isinstance(value, Tensor):
-        if value.layout is not torch.strided:
-            raise DataError(f"{what} is a sparse tensor; give x.to_dense()")
-        value = value.detach().cpu()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    try:
-        return np.asarray(value)
-    except (ValueError, TypeError) as error:
-        first = str(error).splitlines()[0]
-        message = f"{what} cannot be made an array: {first}; give rows of one shape"
-        raise DataError(message) from None
-
-
-def _check_finite(what: str, values: Tensor) -> None:
-    """Raise if a row has NaN or inf, naming how many rows and the first."""
-    if not values.is_floating_point():
-        return
-    bad = ~torch.isfinite(values).flatten(1).all(1) if values.ndim > 1 else ~torch.isfinite(values)
-    if bad.any():
-        raise DataError(
-            f"{what} has NaN or inf in {int(bad.sum())} of {len(values)} rows, the first is row "
-            f"{int(bad.nonzero()[0])}; remove those rows or fill them in"
-        )
 
 
 # Splits against each other

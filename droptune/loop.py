@@ -24,7 +24,7 @@ from droptune.plan import Plan
 from droptune.population import Candidate, Move, Population
 from droptune.progress import Progress
 from droptune.search import Asked, Search
-from droptune.space import CONTROL
+from droptune.space import AS_GIVEN, CONTROL
 from droptune.store import Store
 from droptune.trainers import Scores
 from droptune.watch import Clockwork, Interrupt, Meter
@@ -39,10 +39,11 @@ class Loop:
         store: where runs and curves go.
         objective: the metric that decides.
         epochs: length of a run.
-        make_trainer: at most so many slots (None: as suits the search) -> a trainer.
+        make_trainer: at most so many slots (None: as suits the search), block -> a trainer.
         progress: is told how far it is.
         interrupt: is asked after every epoch whether to stop.
         clockwork: where time is counted.
+        folds: how many blocks differ in their rows.
     """
 
     study_id: int
@@ -53,6 +54,7 @@ class Loop:
     progress: Progress
     interrupt: Interrupt
     clockwork: Clockwork
+    folds: int = 1
 
     def search(
         self,
@@ -198,8 +200,8 @@ class Loop:
                     continue
                 value = score.metrics[self.objective]
                 stop = search.report(member.asked.number, member.epochs, value)
-                # The control is what the verdict and later pruners compare with.
-                if stop and member.arm != CONTROL:
+                # Both are what the verdict, and the control what later pruners compare with.
+                if stop and member.arm not in (CONTROL, AS_GIVEN):
                     pruned.append(End(slot, "pruned"))
         return pruned
 
@@ -253,6 +255,7 @@ class Loop:
             objective=self.objective,
             epochs=self.epochs,
             make_trainer=self.make_trainer,
+            folds=self.folds,
             most=most,
             clockwork=self.clockwork,
             say=self.progress.message,

@@ -14,8 +14,8 @@ from droptune.store import Store
 from droptune.trainers import Scores, Trainer, is_out_of_memory
 from droptune.watch import Clockwork
 
-#: At most so many slots (None: as suits) -> a trainer.
-MakeTrainer = Callable[[int | None], Trainer]
+#: At most so many slots (None: as suits), block -> a trainer.
+MakeTrainer = Callable[[int | None, int], Trainer]
 
 
 @dataclass
@@ -68,6 +68,7 @@ class Members:
         objective: the metric that decides.
         epochs: length of a run.
         make_trainer: makes trainers.
+        folds: how many blocks differ in their rows; each needs a trainer of its own.
         most: slots that are of use; None: as many as suit.
         clockwork: where time is counted.
         say: is given a line when memory runs out, and on how the control fits.
@@ -86,6 +87,7 @@ class Members:
         objective: str,
         epochs: int,
         make_trainer: MakeTrainer,
+        folds: int,
         most: int | None,
         clockwork: Clockwork,
         say: Callable[[str], object],
@@ -93,11 +95,12 @@ class Members:
         self._store, self._study_id, self._phase = store, study_id, phase
         self._objective, self._epochs = objective, epochs
         self._make_trainer, self._clockwork, self._say = make_trainer, clockwork, say
+        self._folds, self._block = folds, 0
         self._slots: dict[int, Member] = {}
         self.lost: list[Member] = []
         self.seconds = 0.0
         with clockwork("training"):
-            self._trainer: Trainer = make_trainer(most)
+            self._trainer: Trainer = make_trainer(most, 0)
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -121,8 +124,13 @@ class Members:
 
     def begin(self, seed: int, block: int) -> None:
         """Start a block at clock 0; there must be no members."""
+        other_rows = (block - self._block) % self._folds
         self._seed, self._block = seed, block
         with self._clockwork("training"):
+            if other_rows:
+                slots = self._trainer.slots
+                del self._trainer  # its memory is needed
+                self._trainer = self._make_trainer(slots, block)
             self._trainer.begin(seed)
 
     def start(self, plan: Plan, arm: str, asked: Asked | None = None) -> None:
@@ -293,5 +301,5 @@ class Members:
         del self._trainer  # its memory is needed
         self._say(f"out of memory at {before} members at once; goes on with {before // 2}")
         with self._clockwork("training"):
-            self._trainer = self._make_trainer(before // 2)
+            self._trainer = self._make_trainer(before // 2, self._block)
             self._trainer.begin(self._seed, clock)

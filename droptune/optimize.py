@@ -12,7 +12,7 @@ from droptune.loop import Loop
 from droptune.plan import Plan
 from droptune.population import Population
 from droptune.progress import Progress
-from droptune.search import Search
+from droptune.search import PAIRED, Search
 from droptune.space import AS_GIVEN, CONTROL, TUNED
 from droptune.store import Store, prepare_engine
 from droptune.trainers import (
@@ -45,7 +45,8 @@ class Optimization:
         self.study, self.shown, self.interrupt = study, shown, interrupt
         self.clockwork = Clockwork()
         self.fixed = study.space.fixed_plans(study.as_given())
-        self.task = study.task(all_kinds(study.space, self.fixed.values()))
+        self.kinds = all_kinds(study.space, self.fixed.values())
+        self.task = study.task(self.kinds)
         self.definition = study.definition()
         self.direction = self.definition["direction"]
         self.device = pick_device(study.device)
@@ -73,7 +74,7 @@ class Optimization:
             if stored is not None:
                 check_same(self.study.name, stored["definition"], self.definition)
             with self.clockwork("search"):  # refuses what it cannot do before anything is stored
-                self.search = self._open_search()
+                self.search = self._open_search(stored)
             try:
                 self.study_id = self._record(stored)
                 return self._search_and_confirm()
@@ -91,11 +92,15 @@ class Optimization:
         for note in seeds.notes:
             self.shown.message(note)
         self.fixed |= {n: p for n, p in seeds.plans.items() if p not in self.fixed.values()}
-        self.task = study.task(all_kinds(study.space, self.fixed.values()))
+        self.kinds = all_kinds(study.space, self.fixed.values())
+        self.task = study.task(self.kinds)
         self.definition |= seeds.definition()
 
-    def _open_search(self) -> Search:
+    def _open_search(self, stored: Mapping[str, Any] | None) -> Search:
         study = self.study
+        curves = {}
+        if stored is not None and study.pruner == PAIRED:
+            curves = self.store.search_curves(stored["id"], study.objective)
         return Search(
             study.url,
             study.name,
@@ -106,6 +111,8 @@ class Optimization:
             seed=study.seed,
             epochs=study.epochs,
             rungs=sorted(settings.rungs(study.epochs, study.pruner)),
+            curves=curves,
+            say=self.shown.message,
             prepare_engine=prepare_engine,
         )
 
@@ -135,6 +142,7 @@ class Optimization:
             self.shown,
             self.interrupt,
             self.clockwork,
+            folds=study.data.blocks if study.data is not None else 1,
         )
         before = self.search.finished
         loop.search(
@@ -170,22 +178,23 @@ class Optimization:
         population, trials = self._population(), self.study.trials
         return max(8, trials // 4) if population is None else population.size(trials)
 
-    def _make_trainer(self, most: int | None) -> Trainer:
-        """Return a trainer of at most so many slots; None: as many as suit the search."""
+    def _make_trainer(self, most: int | None, block: int = 0) -> Trainer:
+        """Return a trainer of at most so many slots (None: as suit the search) for a block."""
         study = self.study
+        task = study.task(self.kinds, block) if block else self.task
         own = None if study.slots == "auto" else study.slots
         if study.train is not None or self.kind is SerialTrainer:
             # Members that take turns only take memory, but a population needs company.
             own = own or (1 if study.strategy != "pbt" else _COMPANY)
         slots = min((n for n in (own, most) if n is not None), default=None)
         if study.train is not None:
-            return FunctionTrainer(self.task, study.train, slots, self.device)
+            return FunctionTrainer(task, study.train, slots, self.device)
         if not study.trained_here:
-            return make_own(study.trainer, self.task, slots, self.device)
+            return make_own(study.trainer, task, slots, self.device)
         if self.kind is not None and slots is not None:
-            return self.kind(self.task, slots, self.device)
+            return self.kind(task, slots, self.device)
         trainer = choose(
-            self.task,
+            task,
             trainer=study.trainer,
             slots=slots or "auto",
             most=min(self._company(), _WIDEST),
@@ -231,6 +240,7 @@ class Optimization:
             runs=runs,
             searched=self._searched(arms),
             unit="nats" if _is_in_nats(study) else "",
+            caveat=_caveat(study),
         )
 
     def _searched(self, arms: Mapping[str, Plan]) -> dict[Plan, tuple[int, float]]:
@@ -272,6 +282,16 @@ class Optimization:
 def block_seed(seed: int, block: int) -> int:
     """Return the seed of a block; block 0 is the search's, the others confirm."""
     return derive(seed, "block", block) % 2**31
+
+
+def _caveat(study: "Study") -> str | None:
+    """Return what the verdict's interval leaves out: that folds share training rows."""
+    if study.data is None or study.data.blocks == 1:
+        return None
+    return (
+        f"{study.data.blocks} folds share training rows, so the interval is narrower than over "
+        "fresh data"
+    )
 
 
 def _is_in_nats(study: "Study") -> bool:

@@ -12,7 +12,7 @@ from droptune.errors import PlanError, nearest
 from droptune.kinds import KINDS
 from droptune.kinds.setting import Settings, checked
 from droptune.recipe import recipe_of
-from droptune.schedule import SCHEDULES, STEPS, factor, step_at
+from droptune.schedule import SCHEDULES, STEPS, factor, settled, step_at
 from droptune.sites import Site
 
 _VERSION = 1
@@ -223,6 +223,12 @@ class Plan(Mapping[str, Entry]):
     def moves(self) -> bool:
         """Whether a rate changes over training."""
         return any(entry.fraction is not None or entry.steps for entry in self._entries.values())
+
+    @property
+    def settles(self) -> float:
+        """The part of training after which no rate changes any more, in [0, 1]."""
+        ends = (settled(entry.schedule, entry.fraction) for entry in self._entries.values())
+        return max(ends, default=0.0)
 
     def __getitem__(self, name: str) -> Entry:
         return self._entries[name]

@@ -131,7 +131,9 @@ _SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "autodropout": _autodropout,
 }
 SAMPLERS = tuple(_SAMPLERS)
-PRUNERS = ("none", "median", "hyperband", "successive-halving")
+#: The pruner of paired.py, which is no pruner of Optuna.
+PAIRED = "paired"
+PRUNERS = ("none", PAIRED, "median", "hyperband", "successive-halving")
 
 
 def check_names(sampler: str, pruner: str) -> None:
@@ -176,7 +178,8 @@ def make_pruner(name: str, rungs: Sequence[int], epochs: int) -> optuna.pruners.
     """Return the pruner called `name`, set up so that its rungs are ours.
 
     Args:
-        name: one of `PRUNERS`. Nothing is pruned before the first rung.
+        name: one of `PRUNERS`. Nothing is pruned before the first rung. For `paired`, which
+            `Search` asks itself, one that prunes nothing.
         rungs: increasing epochs at which trials are compared; the ratio of the first two is
             the reduction factor of the halving pruners (3 when there is one rung).
         epochs: of a full training, the largest budget of a trial.
@@ -184,7 +187,7 @@ def make_pruner(name: str, rungs: Sequence[int], epochs: int) -> optuna.pruners.
     Raises:
         StudyError: a pruner is asked for and there is no rung.
     """
-    if name == "none":
+    if name in ("none", PAIRED):
         return optuna.pruners.NopPruner()
     if not rungs:
         raise StudyError(

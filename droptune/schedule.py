@@ -61,6 +61,16 @@ def step_at(steps: Sequence[tuple[float, float]], progress: float) -> float:
     return [rate for start, rate in steps if start <= progress][-1]
 
 
+def settled(schedule: str, fraction: float | None) -> float:
+    """Return the progress from which on the factor stands still, in [0, 1].
+
+    Of curriculum, at which it is within 1 % of 1: `log(100) / 10` of the fraction.
+    """
+    if fraction is None:
+        return 0.0
+    return fraction * (math.log(100) / 10 if schedule == "curriculum" else 1.0)
+
+
 def progress(epoch: int, epochs: int) -> float:
     """Return how far training is in an epoch: 0 in the first (epoch 0), 1 in the last."""
     return min(epoch / (epochs - 1), 1.0) if epochs > 1 else 0.0

@@ -11,7 +11,7 @@ works on a study at a time; a number that is not the expected one shows that the
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,11 @@ import optuna
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from droptune.errors import StudyError
+from droptune.paired import Paired
 from droptune.plan import Plan
 from droptune.record import Record
 from droptune.samplers import (
+    PAIRED,
     PRUNERS,
     SAMPLERS,
     Grid,
@@ -33,7 +35,7 @@ from droptune.samplers import (
     recall_cmaes,
 )
 
-__all__ = ["PRUNERS", "SAMPLERS", "Asked", "Counts", "Search"]
+__all__ = ["PAIRED", "PRUNERS", "SAMPLERS", "Asked", "Counts", "Search"]
 
 # User attributes of a trial: the name and the exact plan of a fixed one, and why it failed.
 NAME, PLAN, MESSAGE = "name", "plan", "message"
@@ -79,7 +81,10 @@ class Search:
         pruner: one of `PRUNERS`.
         seed: of the sampler, an integer that is not negative.
         epochs: of a full training.
-        rungs: rising epochs, counted from 1, at which trials are compared.
+        rungs: rising epochs, counted from 1, at which trials are compared; `paired` finds its
+            own, and is reported every epoch.
+        curves: of `paired`: trial -> the objective by epoch, of the stored complete trials.
+        say: is given one line on what the pruner does.
         prepare_engine: called with Optuna's SQLAlchemy engine before its first use, to set
             the connections up as the rest of droptune has them.
 
@@ -100,6 +105,8 @@ class Search:
         seed: int = 0,
         epochs: int,
         rungs: Sequence[int] = (),
+        curves: Mapping[int, Sequence[float]] | None = None,
+        say: Callable[[str], object] = lambda text: None,
         prepare_engine: Callable[[Any], object] | None = None,
     ) -> None:
         check_names(sampler, pruner)
@@ -107,6 +114,10 @@ class Search:
         self._name, self._space, self._direction = name, space, direction
         self._rungs = frozenset(rungs if pruner != "none" else ())
         self._plans: dict[int, Plan] = {}
+        self._epochs = epochs
+        self._paired = Paired(epochs, direction, say) if pruner == PAIRED else None
+        for number, curve in (curves or {}).items() if self._paired else ():
+            self._paired.complete(number, curve)
         with quiet():
             probe = FixedTrial(space.encode(Plan.none()))
             space.suggest(probe)
@@ -206,6 +217,8 @@ class Search:
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Record the objective at a rung; at other epochs, or without a pruner, do nothing.
 
+        Of `paired`, the value that a trial stops with is recorded.
+
         Args:
             number: of a running trial.
             epoch: that has just ended, counted from 1.
@@ -216,10 +229,16 @@ class Search:
         """
         if epoch not in self._rungs:
             return False
-        self._running(number)
+        frozen = self._running(number)
+        if self._paired is not None:
+            self._paired.add(number, epoch, float(value))
+            if not self._paired.stops(number, round(self._plan(frozen).settles * self._epochs)):
+                return False
         self._record.report(number, epoch, float(value))
         memory_id = self._memory_id(number)
         self._memory.set_trial_intermediate_value(memory_id, epoch, float(value))
+        if self._paired is not None:
+            return True
         with quiet():
             return bool(self._pruner.prune(self._study, self._memory.get_trial(memory_id)))
 
@@ -265,6 +284,10 @@ class Search:
         with quiet():
             told = values if outcome == TrialState.COMPLETE else None
             self._study.tell(number, told, state=outcome)
+        if self._paired is not None:
+            if told:
+                self._paired.add(number, self._epochs, told[0])
+            self._paired.end(number)
 
     @property
     def finished(self) -> int:

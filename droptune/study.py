@@ -84,8 +84,9 @@ class Study:
         strategy: "search", each trial for itself, or "pbt", population-based training: trials
             train side by side, and at times copies of the best, with other rates, take the
             places of the worst. What comes out are schedules of rates.
-        pruner: none, median, hyperband or successive-halving. Rungs favour small rates,
-            because dropout slows the start of training, so the default is none.
+        pruner: none, paired, median, hyperband or successive-halving. Dropout slows the start
+            of training, so early rungs favour small rates; paired waits until no dropout has
+            stopped improving, see `droptune.paired`.
         trials: budget of the search in trials; a total over all runs of the command.
         time: budget of the search in seconds of training, or text such as "10m"; a total.
         confirm_blocks: fresh seeds on which the finalists are trained again; 0: none, and the
@@ -196,10 +197,11 @@ class Study:
         return find_fixed(self.built, self.batch)
 
     def remarks(self) -> list[str]:
-        """Return what is to be known of the model: dropout in eval mode, noise out of reach."""
+        """Return what is to be known of model and data: dropout in eval mode, noise, copies."""
         leaking, fixed = find_leaks(self.built, self.batch), self.fixed()
         said = leaks_line(leaking) if leaking else None, fixed_line(fixed) if fixed else None
-        return [line for line in said if line is not None]
+        of_data = self.data.remarks() if self.data is not None else []
+        return [*of_data, *(line for line in said if line is not None)]
 
     def trains(self) -> str:
         """Return how the model trains: "fused", or "serially" and why, or by its own loop."""
@@ -229,11 +231,11 @@ class Study:
         """Return the dropout that the model comes with, where it takes effect."""
         return Plan({s.name: (s.kind, s.rate) for s in self.space.sites if s.rate})
 
-    def task(self, kinds: Mapping[str, Sequence[str]]) -> Task:
-        """Return what the trainers train."""
+    def task(self, kinds: Mapping[str, Sequence[str]], block: int = 0) -> Task:
+        """Return what the trainers train in a block."""
         return Task(
             self.model,
-            self.data,
+            self.data.block(block) if self.data is not None else None,
             kinds,
             self.loss,
             self.epochs,

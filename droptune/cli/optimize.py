@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 )
 @click.option("--sampler", metavar="NAME", help="tpe, gp, cmaes, qmc, random, grid or autodropout.")
 @click.option("--strategy", metavar="NAME", help="search, or pbt: population-based training.")
-@click.option("--pruner", metavar="NAME", help="none, median, hyperband or successive-halving.")
+@click.option(
+    "--pruner", metavar="NAME", help="none, paired, median, hyperband or successive-halving."
+)
 @click.option(
     "--encoding", metavar="NAME", help="Parameters of the search: uniform, shape or site."
 )

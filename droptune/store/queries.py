@@ -7,6 +7,7 @@ ISO 8601 in UTC. No Optuna is loaded, and no SQLAlchemy for a SQLite file.
 """
 
 import json
+import math
 from datetime import datetime
 from typing import Any
 
@@ -91,6 +92,12 @@ CONTROL_METRICS = """
     WHERE r.study_id = :study AND r.phase = 'search' AND r.arm = 'no dropout'
       AND r.state = 'complete'
     ORDER BY r.id
+"""
+SEARCH_CURVES = """
+    SELECT r.trial_number, c.metrics
+    FROM droptune_run r JOIN droptune_curve c ON c.run_id = r.id
+    WHERE r.study_id = :study AND r.phase = 'search' AND r.state = 'complete'
+    ORDER BY r.id, c.epoch
 """
 SEARCH_SECONDS = """
     SELECT sum(seconds) AS seconds FROM droptune_run WHERE study_id = :study AND phase = 'search'
@@ -332,6 +339,15 @@ def confirm_runs(reader: Reader, study_id: int) -> list[Row]:
 def search_runs(reader: Reader, study_id: int) -> list[Row]:
     """Return the search runs of a study that are complete or failed, oldest first."""
     return _plain(reader.rows(SEARCH_RUNS, study=study_id))
+
+
+def search_curves(reader: Reader, study_id: int, metric: str) -> dict[int, list[float]]:
+    """Return trial -> a metric by epoch, of the search runs that are complete."""
+    curves: dict[int, list[float]] = {}
+    for row in _plain(reader.rows(SEARCH_CURVES, study=study_id)):
+        value = row["metrics"].get(metric)
+        curves.setdefault(row["trial_number"], []).append(math.nan if value is None else value)
+    return curves
 
 
 def search_seconds(reader: Reader, study_id: int) -> float:

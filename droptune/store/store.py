@@ -21,6 +21,7 @@ from droptune.store.queries import (
     Queries,
     confirm_runs,
     control_fit,
+    search_curves,
     search_runs,
     search_seconds,
 )
@@ -267,6 +268,10 @@ class Store:
     def control_fit(self, study_id: int) -> dict[str, Any] | None:
         """Return how no dropout fitted in the search, see `droptune.gap.fit`, or None."""
         return control_fit(EngineReader(self._reading), study_id)
+
+    def search_curves(self, study_id: int, metric: str) -> dict[int, list[float]]:
+        """Return trial -> a metric by epoch, of the search runs that are complete."""
+        return search_curves(EngineReader(self._reading), study_id, metric)
 
     def search_seconds(self, study_id: int) -> float:
         """Return the seconds of training of all search runs, however they ended.

@@ -94,7 +94,7 @@ class TableTrainer:
         self._members[slot] = _Member(plan)
 
     def copy(self, source: int, slot: int, plan: Plan) -> None:
-        raise TrainingError("an outcome depends on plan and seed alone; take strategy 'trials'")
+        raise TrainingError("an outcome depends on plan and seed alone; take strategy 'search'")
 
     def stop(self, slot: int) -> None:
         check_taken(slot, self._members)

@@ -100,7 +100,7 @@ def test_what_is_no_dict_of_numbers_is_named(make_task, reported, said):
 def test_what_only_a_trained_member_has_is_empty_or_refused(make_task):
     trainer = started(make_task, lambda *_: {})
     assert (trainer.fit(0), trainer.reliability(0)) == ({}, [])
-    with pytest.raises(TrainingError, match="take strategy 'trials'"):
+    with pytest.raises(TrainingError, match="take strategy 'search'"):
         trainer.copy(0, 1, LIGHT)
 
 

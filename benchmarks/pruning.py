@@ -1,0 +1,290 @@
+"""Does a pruner find the plan that would win at the full budget? On recorded curves.
+
+    python benchmarks/pruning.py                     # replay the recorded curves, some minutes
+    python benchmarks/pruning.py --record            # record them first, an hour on two cores
+    python benchmarks/pruning.py --save              # also writes benchmarks/results/
+
+pruning_tasks.py says which plans are trained on which tasks. Each replay takes the plans of one
+block in a random order (no dropout first, as in a study), trains them 8 at a time and lets the
+pruner stop them; a stopped trial's slot goes to the next plan. All pruners see the same orders,
+and no dropout is never stopped. After each quarter of the epochs that training all plans to the
+end takes, the best complete trial so far is what the pruner would answer. It is right if that
+plan is the block's best at the last epoch; its regret is what it is worse. A pruner that is
+through with all plans keeps its answer.
+
+Pruners:
+    none                 every trial trains to its end
+    paired               droptune's, droptune/paired.py
+    median, hyperband,   Optuna's as `droptune optimize --pruner` sets them up: compared at an
+    successive-halving   eighth, a quarter and a half of the epochs
+    Optuna's median,     with Optuna's own defaults, told the objective every epoch
+    Optuna's hyperband
+
+The constants of `paired` were chosen on the tasks in TUNED; the others judge it. Intervals are t
+intervals over blocks, each block's value being the mean over its orders; differences from
+`paired` are within blocks.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from pruning_tasks import BLOCKS, PLANS, TASKS, WAVE, record
+from scipy import stats
+from throughput import hardware
+
+RESULTS = Path(__file__).parent / "results"
+TUNED = ("digits-mlp", "diabetes-mlp")
+PRUNERS = (
+    "none", "paired", "median", "hyperband", "successive-halving", "Optuna's median",
+    "Optuna's hyperband",
+)  # fmt: skip
+BUDGETS = (0.25, 0.5, 0.75, 1.0)
+METRIC = "val_loss"
+
+
+class Ours:
+    """`paired` for one replay."""
+
+    def __init__(self, epochs: int) -> None:
+        from droptune.paired import Paired
+
+        self._paired = Paired(epochs, "minimize")
+
+    def stops(self, trial: int, epoch: int, value: float) -> bool:
+        self._paired.add(trial, epoch, value)
+        return self._paired.stops(trial)
+
+    def end(self, trial: int, value: float | None) -> None:
+        self._paired.end(trial)
+
+
+class Optunas:
+    """A pruner of Optuna for one replay, asked at some epochs."""
+
+    def __init__(self, pruner, rungs: Sequence[int]) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        sampler = optuna.samplers.RandomSampler(seed=0)
+        self._study = optuna.create_study(study_name="replay", sampler=sampler, pruner=pruner)
+        self._rungs, self._trials = frozenset(rungs), []
+
+    def stops(self, trial: int, epoch: int, value: float) -> bool:
+        while len(self._trials) <= trial:
+            self._trials.append(self._study.ask())
+        if epoch not in self._rungs:
+            return False
+        self._trials[trial].report(value, epoch)
+        return self._trials[trial].should_prune()
+
+    def end(self, trial: int, value: float | None) -> None:
+        from optuna.trial import TrialState
+
+        state = TrialState.PRUNED if value is None else TrialState.COMPLETE
+        self._study.tell(self._trials[trial], value, state=state)
+
+
+def pruner(name: str, epochs: int):
+    """Return a fresh pruner for a replay; None: nothing is stopped."""
+    import optuna
+
+    from droptune.samplers import make_pruner
+    from droptune.settings import rungs
+
+    if name == "none":
+        return None
+    if name == "paired":
+        return Ours(epochs)
+    every = range(1, epochs)
+    if name == "Optuna's median":
+        return Optunas(optuna.pruners.MedianPruner(), every)
+    if name == "Optuna's hyperband":
+        return Optunas(optuna.pruners.HyperbandPruner(max_resource=epochs), every)
+    compared = sorted(rungs(epochs, name))
+    return Optunas(make_pruner(name, compared, epochs), compared)
+
+
+def replay(curves: np.ndarray, order: Sequence[int], judge) -> tuple[list[tuple[int, int]], int]:
+    """Train the plans of a block in an order, WAVE at a time.
+
+    Args:
+        curves: of shape `(plans, epochs)`, to be minimized; the control is plan 0.
+        order: of the plans.
+        judge: a pruner; None: nothing is stopped.
+
+    Returns:
+        (epochs spent, best complete plan) after each complete trial, and the epochs spent.
+    """
+    epochs = curves.shape[1]
+    waiting, running = list(enumerate(order)), {}
+    answers, spent, best = [], 0, None
+    while waiting or running:
+        while waiting and len(running) < WAVE:
+            trial, plan = waiting.pop(0)
+            running[trial] = (plan, 0)
+        for trial, (plan, age) in list(running.items()):
+            age, value, spent = age + 1, float(curves[plan, age]), spent + 1
+            running[trial] = (plan, age)
+            if age == epochs:
+                if judge is not None:
+                    judge.stops(trial, age, value)
+                    judge.end(trial, value)
+                if best is None or value < curves[best, -1]:
+                    best = plan
+                answers.append((spent, best))
+                del running[trial]
+            elif judge is not None and judge.stops(trial, age, value) and trial != 0:
+                judge.end(trial, None)
+                del running[trial]
+    return answers, spent
+
+
+def measure(curves: np.ndarray, make: Callable[[], object], orders: int) -> dict[str, list]:
+    """Replay a pruner in all blocks.
+
+    Returns:
+        found and regret: by block and budget, means over orders; epochs: by block, the share
+        of those that training all plans takes.
+    """
+    found, regret, used = [], [], []
+    for block, values in enumerate(curves):
+        last, whole = values[:, -1], values.size
+        rows = []
+        for number in range(orders):
+            rng = np.random.default_rng([block, number])
+            order = [0, *(1 + rng.permutation(len(values) - 1))]
+            answers, spent = replay(values, order, make())
+            plans = [
+                max(((s, p) for s, p in answers if s <= part * whole), default=(0, 0))[1]
+                for part in BUDGETS
+            ]
+            row = [[p == last.argmin() for p in plans], [last[p] - last.min() for p in plans]]
+            rows.append([*row, spent / whole])
+        found.append(np.mean([row[0] for row in rows], 0).tolist())
+        regret.append(np.mean([row[1] for row in rows], 0).tolist())
+        used.append(float(np.mean([row[2] for row in rows])))
+    return {"found": found, "regret": regret, "epochs": used}
+
+
+def interval(values: Sequence[float], digits: int = 2) -> str:
+    """Return the mean over blocks with its 95 % t interval."""
+    mean, reach = np.mean(values), stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+    return f"{mean:.{digits}f} ± {reach:.{digits}f}"
+
+
+def report(results: dict[str, dict], orders: int) -> str:
+    packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "optuna", "scipy"))
+    lines = [
+        "# Pruning: who finds the winner of the full budget?",
+        "",
+        f"{date.today()}; {hardware('cpu')}; Python {platform.python_version()}, {packages}; "
+        f"n = {BLOCKS} blocks x {orders} orders of {PLANS} plans a task; mean ± half of the 95 % "
+        "t interval over blocks.",
+        "",
+        f"`python benchmarks/pruning.py`; objective {METRIC} at the last epoch. The rule of paired "
+        f"was chosen on {' and '.join(TUNED)}; the other tasks judge it.",
+        "",
+        "Found: share of replays that answer the block's best plan after so much of the epochs "
+        "of training all plans. Regret: what the answer is worse, x 1000. Epochs: what the pruner "
+        "uses in all.",
+    ]
+    for task, by_pruner in results.items():
+        tuned = " (the rule was chosen here)" if task in TUNED else ""
+        lines += ["", f"## {task}{tuned}", ""]
+        lines += _table(by_pruner)
+    judged = [task for task in results if task not in TUNED]
+    pooled = {
+        name: {
+            key: sum((results[task][name][key] for task in judged), [])
+            for key in ("found", "epochs")
+        }
+        for name in PRUNERS
+    }
+    for name in PRUNERS:  # regrets of different tasks have no unit in common
+        pooled[name]["regret"] = sum((_relative(results[task], name) for task in judged), [])
+    lines += ["", f"## All {len(judged)} judged tasks, {len(judged) * BLOCKS} blocks", ""]
+    lines += ["Regret in per cent of the regret that no pruning has after a quarter.", ""]
+    lines += [*_table(pooled, scale=100), "", *_differences(pooled)]
+    return "\n".join(lines) + "\n"
+
+
+def _relative(by_pruner: dict, name: str) -> list[list[float]]:
+    unit = np.mean([row[0] for row in by_pruner["none"]["regret"]])
+    return (np.asarray(by_pruner[name]["regret"]) / unit).tolist()
+
+
+def _table(by_pruner: dict[str, dict], scale: float = 1000) -> list[str]:
+    shown = BUDGETS[1:]
+    heads = [f"found at {b:.0%}" for b in shown] + [f"regret at {b:.0%}" for b in shown]
+    lines = ["| pruner | " + " | ".join(heads) + " | epochs |", "|" + "---|" * (len(heads) + 2)]
+    for name, result in by_pruner.items():
+        found, regret = (np.asarray(result[key])[:, 1:] for key in ("found", "regret"))
+        cells = [interval(found[:, i]) for i in range(len(shown))]
+        cells += [f"{scale * regret[:, i].mean():.2f}" for i in range(len(shown))]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {np.mean(result['epochs']):.2f} |")
+    return lines
+
+
+def _differences(pooled: dict[str, dict]) -> list[str]:
+    """Return the lines on how much more often paired is right than each other pruner."""
+    ours = np.asarray(pooled["paired"]["found"])
+    lines = ["Found by paired minus found by another, within blocks (two-sided p):", ""]
+    for name in PRUNERS:
+        if name == "paired":
+            continue
+        other, parts = np.asarray(pooled[name]["found"]), []
+        for i, budget in enumerate(BUDGETS):
+            difference = ours[:, i] - other[:, i]
+            p = stats.ttest_1samp(difference, 0).pvalue if difference.any() else 1.0
+            parts.append(f"{interval(difference)} at {budget:.0%} (p = {p:.2g})")
+        lines.append(f"- {name}: {', '.join(parts)}")
+    return lines
+
+
+def curves_of(task: str) -> np.ndarray:
+    """Return the recorded curves of a task, `(blocks, plans, epochs)`."""
+    path = RESULTS / f"pruning-{task}.npz"
+    if not path.exists():
+        raise SystemExit(f"{path} is not there; run with --record first")
+    with np.load(path) as stored:
+        return stored[METRIC].astype(float)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--record", action="store_true", help="train all plans first")
+    parser.add_argument("--orders", type=int, default=10, help="replays of each block")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
+    args = parser.parse_args()
+    if args.record:
+        for task in args.tasks:
+            curves = record(task, lambda text: print(text, file=sys.stderr))
+            packed = {metric: values.astype(np.float32) for metric, values in curves.items()}
+            np.savez_compressed(RESULTS / f"pruning-{task}.npz", **packed)
+    results: dict[str, dict] = {}
+    for task in args.tasks:
+        curves, results[task] = curves_of(task), {}
+        for name in PRUNERS:
+            began = time.monotonic()
+            make = lambda name=name, n=curves.shape[2]: pruner(name, n)  # noqa: E731
+            results[task][name] = measure(curves, make, args.orders)
+            took = time.monotonic() - began
+            print(f"{task}: {name}: {took:.0f} s", file=sys.stderr, flush=True)
+    text = report(results, args.orders)
+    print(text)
+    if args.save:
+        (RESULTS / "pruning-cpu.md").write_text(text)
+        (RESULTS / "pruning-cpu.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

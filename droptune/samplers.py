@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -22,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from droptune.autodropout import AutoDropoutSampler
 from droptune.errors import StudyError, nearest
 from droptune.grid import grid_points
+from droptune.refining import Refining
 
 # System attributes of a trial that outlive the process. Everything else that samplers write
 # is a help between running trials (TPE) or a pickle (CMA-ES), and is neither written to the
@@ -133,6 +135,7 @@ _SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "autodropout": _autodropout,
 }
 SAMPLERS = tuple(_SAMPLERS)
+REFINING = ("tpe", "gp")
 PRUNERS = ("none", "median", "hyperband", "successive-halving")
 
 
@@ -152,6 +155,7 @@ def make_sampler(
     past: int,
     space: Mapping[str, BaseDistribution],
     settled: Mapping[str, Any],
+    finer: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> optuna.samplers.BaseSampler:
     """Return the sampler called `name`.
 
@@ -165,10 +169,21 @@ def make_sampler(
             study does not draw its startup points again.
         space: the parameters of every trial.
         settled: parameters that the sampler is not to vary, with their values.
+        finer: coarse parameter -> those that refine it, neutral at 0. Samplers that learn
+            from results in whatever space they are given (`REFINING`) turn to them late,
+            the others never.
     """
+    neutral = {parameter: 0.0 for names in finer.values() for parameter in names}
+    if name not in REFINING:
+        settled = {**settled, **neutral}
     moved = (seed + SEED_STEP * past) % 2**32
     sampler = _SAMPLERS[name](seed=moved, first_seed=seed % 2**32, space=space, settled=settled)
-    if not settled or isinstance(sampler, Grid):
+    if isinstance(sampler, Grid):
+        return sampler
+    if finer and name in REFINING:
+        coarse = len(space) - len(settled) - len(neutral)
+        return Refining(sampler, settled, finer, coarse)
+    if not settled:
         return sampler
     with quiet():  # it is called experimental
         return optuna.samplers.PartialFixedSampler(dict(settled), sampler)

@@ -113,14 +113,14 @@ class Search:
             self._parameters = probe.distributions
             self._pruner = make_pruner(pruner, tuple(rungs), epochs)
             # Refused, if it is to be refused, before anything is stored.
-            make_sampler(sampler, seed, 0, self._parameters, space.settled)
+            make_sampler(sampler, seed, 0, self._parameters, space.settled, space.finer)
         self._record = Record(url, name, direction, prepare_engine)
         try:
             trials = self._record.trials
             self._check_space(trials)
             with quiet():
                 self._sampler = make_sampler(
-                    sampler, seed, len(trials), self._parameters, space.settled
+                    sampler, seed, len(trials), self._parameters, space.settled, space.finer
                 )
                 if sampler == "cmaes":
                     recall_cmaes(trials, direction)

@@ -75,7 +75,7 @@ def _diabetes() -> dict:
 
 
 def _former() -> dict:
-    return {"model": Former, "data": data(load_digits, 150, 200), "epochs": 24}
+    return {"model": Former, "data": data(load_digits, 100, 100), "epochs": 16, "lr": 5e-3}
 
 
 TASKS = {
@@ -89,7 +89,7 @@ TASKS = {
 def study(task: str, encoding: str) -> Study:
     """Return the study of a task; it is not run as one, but says what the plans are."""
     settings = TASKS[task][1]()
-    return Study(task, **settings, batch_size=50, lr=3e-3, encoding=encoding)
+    return Study(task, **{"batch_size": 50, "lr": 3e-3, "encoding": encoding} | settings)
 
 
 class Bench:

@@ -41,6 +41,7 @@ class Loop:
         progress: is told how far it is.
         interrupt: is asked after every epoch whether to stop.
         clockwork: where time is counted.
+        unit: of the objective, or "".
     """
 
     study_id: int
@@ -51,6 +52,7 @@ class Loop:
     progress: Progress
     interrupt: Interrupt
     clockwork: Clockwork
+    unit: str = ""
 
     def search(
         self,
@@ -233,7 +235,7 @@ class Loop:
 
     def _show(self, meter: Meter, search: Search, members: Members, left: float) -> None:
         with self.clockwork("search"):
-            counts, best = search.counts(), search.best()
+            counts, best, ahead = search.counts(), search.best(), search.outlook()
         meter.show(
             done=counts.complete + counts.pruned + counts.failed,
             running=members.ages,
@@ -241,6 +243,7 @@ class Loop:
             failed=counts.failed,
             best=best[2] if best else None,
             seconds_left=max(left - members.seconds, 0.0) if left < float("inf") else None,
+            outlook=ahead.line(self.unit) if ahead else None,
         )
 
 

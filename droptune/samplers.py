@@ -181,8 +181,7 @@ def make_sampler(
     if isinstance(sampler, Grid):
         return sampler
     if finer and name in REFINING:
-        coarse = len(space) - len(settled) - len(neutral)
-        return Refining(sampler, settled, finer, coarse)
+        return Refining(sampler, settled, finer, space, seed % 2**32)
     if not settled:
         return sampler
     with quiet():  # it is called experimental

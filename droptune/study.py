@@ -62,7 +62,7 @@ class Study:
         objective: the metric that decides, at the last epoch: "val_loss", "val_accuracy", or
             one that `train` yields.
         direction: "minimize" or "maximize"; None: maximize an accuracy, minimize the rest.
-        encoding: "uniform", "shape" or "site", see `Space`.
+        encoding: "uniform", "shape", "site" or "auto", see `Space`.
         kinds: kinds of dropout to try; None: the usual one at each site.
         schedules: how rates may move over training, among constant, ramp, early, late and
             curriculum; early suits a model that underfits, late one that overfits.
@@ -73,6 +73,8 @@ class Study:
             because dropout slows the start of training, so the default is none.
         trials: budget of the search in trials; a total over all runs of the command.
         time: budget of the search in seconds of training, or text such as "10m"; a total.
+        patience: end the search when so many more trials are expected to gain less than a
+            confirmation could tell apart, see `droptune.patience`; 0: only the budget ends it.
         confirm_blocks: fresh seeds on which the finalists are trained again; 0: none, and the
             verdict is undecided.
         finalists: how many plans go to confirmation besides no dropout and as given.
@@ -110,6 +112,7 @@ class Study:
     pruner: str = "none"
     trials: int = 64
     time: float | str | None = None
+    patience: int = 0
     confirm_blocks: int = 8
     finalists: int = 3
     seed: int = 0

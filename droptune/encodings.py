@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Protocol
 
+import numpy as np
+
 from droptune.kinds.base import INSIDE
 from droptune.sites import Site
 
@@ -191,11 +193,13 @@ class Auto(Shape):
         for group, role in self.groups.items():
             high, parts = highest_rate(role), self._parts(group)
             levels = [_level(rates, slope, tilts, high) for tilts in parts]
+            known = [level for level in levels if level is not None] or [0.0]
             # The middle: from there every part is within reach that is from anywhere.
-            middle = _step((min(levels) + max(levels)) / 2, 0.0, high)
+            middle = _step((min(known) + max(known)) / 2, 0.0, high)
             params[f"rate.{group}"] = middle
             for i, tilts in enumerate(parts):
-                offset = _step(levels[i] - middle, -FARTHEST, FARTHEST)
+                level = middle if levels[i] is None else levels[i]
+                offset = _step(level - middle, -FARTHEST, FARTHEST)
                 if f"rate.{group}" in self.finer:
                     params[_offset(group, i)] = offset
                     size += abs(offset)
@@ -237,12 +241,15 @@ def _tilted(mean: float, slope: float, tilts: Mapping[str, float]) -> dict[str, 
 
 def _level(
     rates: Mapping[str, float], slope: float, tilts: Mapping[str, float], high: float
-) -> float:
-    """Return the mean for `_tilted`, up to `high`, that is nearest to rates by least squares."""
-    weights = {name: 1 + slope * tilt for name, tilt in tilts.items()}
-    square = sum(weight**2 for weight in weights.values())
-    found = sum(rates[name] * weight for name, weight in weights.items()) / (square or 1.0)
-    return _step(found, 0.0, high)
+) -> float | None:
+    """Return the mean up to `high` for which `_tilted` is nearest; None: several are."""
+    means = np.arange(round(high / STEP) + 1) * STEP
+    steepest = CEILING / np.maximum(means, STEP) - 1
+    within = np.clip(slope, -steepest, steepest)[:, None]
+    reached = means[:, None] * (1 + within * np.array([*tilts.values()]))  # (means, sites)
+    distances = ((reached - [rates[name] for name in tilts]) ** 2).sum(1)
+    nearest = means[distances <= distances.min() + 1e-9]
+    return round(float(nearest[0]), 4) if len(nearest) == 1 else None
 
 
 def _rate(trial: Suggester, name: str, high: float) -> float:

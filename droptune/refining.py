@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
-from optuna.samplers import BaseSampler, PartialFixedSampler
+from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -64,16 +64,14 @@ class Refining(BaseSampler):
         self._coarse = [name for name in space if name not in self._fixed]
         self._enough = max(TRIALS_LEAST, TRIALS_EACH * len(self._coarse))
         self._known: tuple[int, Any] = 0, None  # at so many complete trials
-        self._now = PartialFixedSampler(self._fixed, inner)
+        self._now: Mapping[str, Any] = self._fixed  # what is fixed in the trial at hand
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Choose what is fixed in this trial: all but the coarse parameters, or all."""
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        fixed = self._fixed
-        if len(complete) >= self._enough and trial.number % 2:
-            fixed = self._refined(study, complete, trial.number)
-        self._now = PartialFixedSampler(dict(fixed), self._inner)
-        self._now.before_trial(study, trial)
+        refines = len(complete) >= self._enough and trial.number % 2
+        self._now = self._refined(study, complete, trial.number) if refines else self._fixed
+        self._inner.before_trial(study, trial)
 
     def _refined(
         self, study: Study, complete: Sequence[FrozenTrial], number: int
@@ -127,19 +125,22 @@ class Refining(BaseSampler):
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """Return what the inner sampler proposes jointly."""
-        return self._now.infer_relative_search_space(study, trial)
+        space = self._inner.infer_relative_search_space(study, trial)
+        return {name: one for name, one in space.items() if name not in self._now}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return the inner sampler's joint proposal."""
-        return self._now.sample_relative(study, trial, search_space)
+        return self._inner.sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any
     ) -> Any:
         """Return a fixed value, or the inner sampler's."""
-        return self._now.sample_independent(study, trial, param_name, param_distribution)
+        if param_name in self._now:
+            return self._now[param_name]
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(
         self,

@@ -2,7 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Protocol
+
+import numpy as np
 
 from droptune.kinds.base import INSIDE
 from droptune.sites import Site
@@ -17,6 +20,12 @@ HIGHEST_ELSEWHERE = 0.6
 CEILING = 0.95
 #: Rates are suggested in steps of this size: finer ones cannot be told apart by training.
 STEP = 0.01
+#: The most parts in which the sites of a group are refined: few, for each costs trials.
+PARTS = 4
+#: The largest offset of a part from the rates of its group's shape.
+FARTHEST = 0.3
+#: The slopes that are suggested, flat first.
+SLOPES = tuple(sorted((i / 10 for i in range(-10, 11)), key=abs))
 
 
 class Suggester(Protocol):
@@ -54,6 +63,11 @@ class Encoding(ABC):
         self.sites = sites
         #: Group -> the role of its sites; a group shares parameters.
         self.groups = {group_of(site): site.role for site in sites}
+
+    @property
+    def finer(self) -> dict[str, tuple[str, ...]]:
+        """Coarse parameter -> the parameters that refine it, neutral at 0; mostly none."""
+        return {}
 
     @abstractmethod
     def rates(self, trial: Suggester) -> dict[str, float]:
@@ -96,20 +110,21 @@ class Shape(Encoding):
         return len(self.sites) > len(self.groups)
 
     def rates(self, trial: Suggester) -> dict[str, float]:
+        return self._at(*self._suggest_shape(trial))
+
+    def _suggest_shape(self, trial: Suggester) -> tuple[dict[str, float], float]:
+        """Suggest the mean rate of each group, and the slope."""
         means = {
             group: _rate(trial, f"rate.{group}", highest_rate(role))
             for group, role in self.groups.items()
         }
         slope = trial.suggest_float("slope", -1.0, 1.0, step=0.1) if self._sloped else 0.0
-        return self._at(means, slope)
+        return means, slope
 
     def _at(self, means: Mapping[str, float], slope: float) -> dict[str, float]:
         rates = {}
         for group, mean in means.items():
-            steepest = CEILING / mean - 1 if mean else 1.0
-            within = min(max(slope, -steepest), steepest)
-            for name, tilt in self._tilts(group).items():
-                rates[name] = round(mean * (1 + within * tilt), 4)
+            rates |= _tilted(mean, slope, self._tilts(group))
         return rates
 
     def encode(self, rates: Mapping[str, float]) -> dict[str, float]:
@@ -120,9 +135,76 @@ class Shape(Encoding):
         params = {f"rate.{group}": mean for group, mean in means.items()}
         if self._sloped:
             # By trying each slope of the grid, flat first: a capped slope has no formula.
-            slopes = sorted((i / 10 for i in range(-10, 11)), key=abs)
-            params["slope"] = min(slopes, key=lambda s: _distance(self._at(means, s), rates))
+            params["slope"] = min(SLOPES, key=lambda s: _distance(self._at(means, s), rates))
         return params
+
+
+class Auto(Shape):
+    """`Shape`, with offsets for parts of each group that a search may turn to later.
+
+    The sites of a group are cut by depth into up to `PARTS` parts of equal size. The rate of a
+    site is `(mean + offset) * (1 + slope * t)`, with the offset of its part and the sum within
+    what is suggested for its role. Offsets of 0 give the plan of `Shape`; when a sampler
+    varies them says droptune/refining.py. A group of one site has none: its rate says all.
+    """
+
+    @property
+    def finer(self) -> dict[str, tuple[str, ...]]:
+        """The rate of each group of several sites -> the offsets of its parts."""
+        counts = {group: len(self._parts(group)) for group in self.groups}
+        return {
+            f"rate.{group}": tuple(_offset(group, i) for i in range(count))
+            for group, count in counts.items()
+            if count > 1
+        }
+
+    def rates(self, trial: Suggester) -> dict[str, float]:
+        means, slope = self._suggest_shape(trial)
+        rates = {}
+        for group, role in self.groups.items():
+            for i, tilts in enumerate(self._parts(group)):
+                offset = 0.0
+                if f"rate.{group}" in self.finer:
+                    name = _offset(group, i)
+                    offset = trial.suggest_float(name, -FARTHEST, FARTHEST, step=STEP)
+                rates |= _tilted(
+                    _step(means[group] + offset, 0.0, highest_rate(role)), slope, tilts
+                )
+        return rates
+
+    def encode(self, rates: Mapping[str, float]) -> dict[str, float]:
+        # By trying each slope, as in Shape; of equally near ones that with the least offsets.
+        slopes = SLOPES if self._sloped else (0.0,)
+        fits = [self._fit(slope, rates) for slope in slopes]
+        return min(fits, key=lambda fit: fit[:2])[2]
+
+    def _parts(self, group: str) -> list[dict[str, float]]:
+        """Return site -> its place on the slope, for each part of a group."""
+        tilts = list(self._tilts(group).items())
+        count = min(PARTS, len(tilts))
+        cuts = [round(i * len(tilts) / count) for i in range(count + 1)]
+        return [dict(tilts[low:high]) for low, high in pairwise(cuts)]
+
+    def _fit(
+        self, slope: float, rates: Mapping[str, float]
+    ) -> tuple[float, float, dict[str, float]]:
+        """Return distance, size of the offsets, and the parameters nearest with a slope."""
+        params, nearest, size = {"slope": slope} if self._sloped else {}, {}, 0.0
+        for group, role in self.groups.items():
+            high, parts = highest_rate(role), self._parts(group)
+            levels = [_level(rates, slope, tilts, high) for tilts in parts]
+            known = [level for level in levels if level is not None] or [0.0]
+            # The middle: from there every part is within reach that is from anywhere.
+            middle = _step((min(known) + max(known)) / 2, 0.0, high)
+            params[f"rate.{group}"] = middle
+            for i, tilts in enumerate(parts):
+                level = middle if levels[i] is None else levels[i]
+                offset = _step(level - middle, -FARTHEST, FARTHEST)
+                if f"rate.{group}" in self.finer:
+                    params[_offset(group, i)] = offset
+                    size += abs(offset)
+                nearest |= _tilted(round(middle + offset, 4), slope, tilts)
+        return _distance(nearest, rates), round(size, 4), params
 
 
 class BySite(Encoding):
@@ -137,7 +219,37 @@ class BySite(Encoding):
         }
 
 
-ENCODINGS: dict[str, type[Encoding]] = {"uniform": Uniform, "shape": Shape, "site": BySite}
+ENCODINGS: dict[str, type[Encoding]] = {
+    "uniform": Uniform,
+    "shape": Shape,
+    "site": BySite,
+    "auto": Auto,
+}
+
+
+def _offset(group: str, part: int) -> str:
+    """Return the name of the offset of a part; parts are counted from 1, the first in front."""
+    return f"offset.{group}.{part + 1}"
+
+
+def _tilted(mean: float, slope: float, tilts: Mapping[str, float]) -> dict[str, float]:
+    """Return `mean * (1 + slope * tilt)`, with the steepest slope that keeps below `CEILING`."""
+    steepest = CEILING / mean - 1 if mean else 1.0
+    within = min(max(slope, -steepest), steepest)
+    return {name: round(mean * (1 + within * tilt), 4) for name, tilt in tilts.items()}
+
+
+def _level(
+    rates: Mapping[str, float], slope: float, tilts: Mapping[str, float], high: float
+) -> float | None:
+    """Return the mean up to `high` for which `_tilted` is nearest; None: several are."""
+    means = np.arange(round(high / STEP) + 1) * STEP
+    steepest = CEILING / np.maximum(means, STEP) - 1
+    within = np.clip(slope, -steepest, steepest)[:, None]
+    reached = means[:, None] * (1 + within * np.array([*tilts.values()]))  # (means, sites)
+    distances = ((reached - [rates[name] for name in tilts]) ** 2).sum(1)
+    nearest = means[distances <= distances.min() + 1e-9]
+    return round(float(nearest[0]), 4) if len(nearest) == 1 else None
 
 
 def _rate(trial: Suggester, name: str, high: float) -> float:

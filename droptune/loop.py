@@ -44,6 +44,7 @@ class Loop:
         interrupt: is asked after every epoch whether to stop.
         clockwork: where time is counted.
         folds: how many blocks differ in their rows.
+        unit: of the objective, or "".
     """
 
     study_id: int
@@ -55,6 +56,7 @@ class Loop:
     interrupt: Interrupt
     clockwork: Clockwork
     folds: int = 1
+    unit: str = ""
 
     def search(
         self,
@@ -266,7 +268,7 @@ class Loop:
 
     def _show(self, meter: Meter, search: Search, members: Members, left: float) -> None:
         with self.clockwork("search"):
-            counts, best = search.counts(), search.best()
+            counts, best, ahead = search.counts(), search.best(), search.outlook()
         meter.show(
             done=counts.complete + counts.pruned + counts.failed,
             running=members.ages,
@@ -274,6 +276,7 @@ class Loop:
             failed=counts.failed,
             best=best[2] if best else None,
             seconds_left=max(left - members.seconds, 0.0) if left < float("inf") else None,
+            outlook=ahead.line(self.unit) if ahead else None,
         )
 
 

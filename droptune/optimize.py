@@ -114,6 +114,7 @@ class Optimization:
             curves=curves,
             say=self.shown.message,
             prepare_engine=prepare_engine,
+            patience=study.patience,
         )
 
     def _record(self, stored: Mapping[str, Any] | None) -> int:
@@ -143,6 +144,7 @@ class Optimization:
             self.interrupt,
             self.clockwork,
             folds=study.data.blocks if study.data is not None else 1,
+            unit=_unit(study),
         )
         before = self.search.finished
         loop.search(
@@ -153,6 +155,8 @@ class Optimization:
             rungs=settings.rungs(study.epochs, study.pruner),
             population=self._population(),
         )
+        if before < self.search.finished < study.trials and (said := self._impatient()):
+            self.shown.message(said)
         arms = self._arms()
         blocks = {n: block_seed(study.seed, n) for n in range(1, study.confirm_blocks + 1)}
         trained = loop.confirm(arms, blocks)
@@ -239,7 +243,7 @@ class Optimization:
             blocks=counted,
             runs=runs,
             searched=self._searched(arms),
-            unit="nats" if _is_in_nats(study) else "",
+            unit=_unit(study),
             caveat=_caveat(study),
         )
 
@@ -273,9 +277,21 @@ class Optimization:
         more = "raise --trials or --confirm-blocks"
         if trials < study.trials:
             more = "raise --time" if study.time is not None else "its grid has no further plan"
+            more = "raise --patience, or set it to 0" if self._impatient() else more
         return (
             f"study {study.name!r} is finished: {trials} of {study.trials} trials, "
             f"{study.confirm_blocks} blocks of confirmation; for more: {more}"
+        )
+
+    def _impatient(self) -> str | None:
+        """Return the line that says that patience has ended the search, if it has."""
+        ahead = self.search.outlook()
+        if ahead is None or not ahead.over:
+            return None
+        return (
+            f"the search ends at {self.search.finished} of {self.study.trials} trials: "
+            f"{ahead.line(_unit(self.study))}, too little for a confirmation to tell "
+            f"(one result varies by {ahead.noise:.2g}); to go on raise --patience, or set it to 0"
         )
 
 
@@ -294,7 +310,7 @@ def _caveat(study: "Study") -> str | None:
     )
 
 
-def _is_in_nats(study: "Study") -> bool:
-    """Tell whether the objective is a loss of droptune's own training, in nats."""
+def _unit(study: "Study") -> str:
+    """Return "nats" if the objective is a cross-entropy of droptune's own training."""
     own = study.trained_here and study.objective == "val_loss"
-    return own and study.loss in ("cross_entropy", "binary_cross_entropy")
+    return "nats" if own and study.loss in ("cross_entropy", "binary_cross_entropy") else ""

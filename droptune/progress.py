@@ -32,6 +32,7 @@ class Status:
         epochs_per_second: training epochs of single members per second, all slots together.
         seconds_left: estimate until the end of the phase, in seconds.
         elapsed: since the start of the phase, in seconds.
+        outlook: what more trials are expected to gain, in words; None if it is not known.
     """
 
     phase: str
@@ -45,6 +46,7 @@ class Status:
     epochs_per_second: float | None
     seconds_left: float | None
     elapsed: float
+    outlook: str | None = None
 
 
 class Progress(Protocol):
@@ -235,6 +237,8 @@ def _figures(status: Status) -> list[str]:
     parts = [f"{count} {word}" for word, count in counts.items() if count]
     if _known(status.best):
         parts.append(f"best {status.objective} {status.best:.4g}")
+    if status.outlook:
+        parts.append(status.outlook)
     if _known(status.epochs_per_second):
         speed = status.epochs_per_second
         parts.append(f"{speed:,.0f} epochs/s" if speed >= 10 else f"{speed:.2g} epochs/s")

@@ -10,6 +10,7 @@ from the stored trials.
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -20,6 +21,7 @@ from droptune.autodropout import AutoDropoutSampler
 from droptune.errors import StudyError, nearest
 from droptune.grid import grid_points
 from droptune.quiet import quiet
+from droptune.refining import Refining
 
 # System attributes of a trial that outlive the process. Everything else that samplers write
 # is a help between running trials (TPE) or a pickle (CMA-ES), and is neither written to the
@@ -131,6 +133,7 @@ _SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "autodropout": _autodropout,
 }
 SAMPLERS = tuple(_SAMPLERS)
+REFINING = ("tpe", "gp")
 #: The pruner of paired.py, which is no pruner of Optuna.
 PAIRED = "paired"
 PRUNERS = ("none", PAIRED, "median", "hyperband", "successive-halving")
@@ -152,6 +155,7 @@ def make_sampler(
     past: int,
     space: Mapping[str, BaseDistribution],
     settled: Mapping[str, Any],
+    finer: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> optuna.samplers.BaseSampler:
     """Return the sampler called `name`.
 
@@ -165,10 +169,20 @@ def make_sampler(
             study does not draw its startup points again.
         space: the parameters of every trial.
         settled: parameters that the sampler is not to vary, with their values.
+        finer: coarse parameter -> those that refine it, neutral at 0. Samplers that learn
+            from results in whatever space they are given (`REFINING`) turn to them late,
+            the others never.
     """
+    neutral = {parameter: 0.0 for names in finer.values() for parameter in names}
+    if name not in REFINING:
+        settled = {**settled, **neutral}
     moved = (seed + SEED_STEP * past) % 2**32
     sampler = _SAMPLERS[name](seed=moved, first_seed=seed % 2**32, space=space, settled=settled)
-    if not settled or isinstance(sampler, Grid):
+    if isinstance(sampler, Grid):
+        return sampler
+    if finer and name in REFINING:
+        return Refining(sampler, settled, finer, space, seed % 2**32)
+    if not settled:
         return sampler
     with quiet():  # it is called experimental
         return optuna.samplers.PartialFixedSampler(dict(settled), sampler)

@@ -20,6 +20,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from droptune.errors import StudyError
 from droptune.paired import Paired
+from droptune.patience import Outlook, Patience
 from droptune.plan import Plan
 from droptune.record import Record
 from droptune.samplers import (
@@ -87,6 +88,8 @@ class Search:
         say: is given one line on what the pruner does.
         prepare_engine: called with Optuna's SQLAlchemy engine before its first use, to set
             the connections up as the rest of droptune has them.
+        patience: the sampler is asked for no more when so many more trials are expected to
+            gain nothing that shows, see `Outlook`; 0: never.
 
     Raises:
         StudyError: an argument is not allowed, or the stored study is another one.
@@ -108,6 +111,7 @@ class Search:
         curves: Mapping[int, Sequence[float]] | None = None,
         say: Callable[[str], object] = lambda text: None,
         prepare_engine: Callable[[Any], object] | None = None,
+        patience: int = 0,
     ) -> None:
         check_names(sampler, pruner)
         _check(direction, seed, epochs, rungs)
@@ -118,20 +122,21 @@ class Search:
         self._paired = Paired(epochs, direction, say) if pruner == PAIRED else None
         for number, curve in (curves or {}).items() if self._paired else ():
             self._paired.complete(number, curve)
+        self._patience = Patience(patience)
         with quiet():
             probe = FixedTrial(space.encode(Plan.none()))
             space.suggest(probe)
             self._parameters = probe.distributions
             self._pruner = make_pruner(pruner, tuple(rungs), epochs)
             # Refused, if it is to be refused, before anything is stored.
-            make_sampler(sampler, seed, 0, self._parameters, space.settled)
+            make_sampler(sampler, seed, 0, self._parameters, space.settled, space.finer)
         self._record = Record(url, name, direction, prepare_engine)
         try:
             trials = self._record.trials
             self._check_space(trials)
             with quiet():
                 self._sampler = make_sampler(
-                    sampler, seed, len(trials), self._parameters, space.settled
+                    sampler, seed, len(trials), self._parameters, space.settled, space.finer
                 )
                 if sampler == "cmaes":
                     recall_cmaes(trials, direction)
@@ -181,7 +186,7 @@ class Search:
         return number
 
     def ask(self) -> Asked | None:
-        """Return the next trial to train, or None if nothing is left (the grid is done).
+        """Return the next trial to train, or None if nothing is left or patience is over.
 
         Trials that a dead process left RUNNING come first, under their numbers, so that the
         total budget stays exact; then fixed plans in their order; then the sampler's. The
@@ -193,7 +198,7 @@ class Search:
         """
         if self._orphans:
             return self._asked(self._trial(self._orphans.popleft()))
-        if self._exhausted():
+        if self._exhausted() or self._impatient():
             return None
         with quiet():
             self._give()
@@ -337,6 +342,14 @@ class Search:
         found = next((trial for trial in complete if self._plan(trial) == plan), None)
         return None if found is None else (found.number, found.values[0])
 
+    def outlook(self) -> Outlook | None:
+        """Return what the next trials are expected to gain; None: no patience, or too early.
+
+        A function of the complete trials alone, so that a study which patience has ended is
+        still ended when it is opened again.
+        """
+        return self._patience.outlook(self._parameters, self._results())
+
     def close(self) -> None:
         """Give the connections back; the Search cannot be used any more."""
         self._record.close()
@@ -398,9 +411,21 @@ class Search:
         """Tell whether the sampler is a grid with no point left, and no trial is in line."""
         if not isinstance(self._sampler, Grid):
             return False
-        trials = self._trials()
-        waiting = any(trial.state == TrialState.WAITING for trial in trials)
-        return not waiting and not self._sampler.left(trials)
+        return not self._waiting() and not self._sampler.left(self._trials())
+
+    def _impatient(self) -> bool:
+        """Tell whether more trials are not worth it, and no trial is in line."""
+        ahead = None if self._waiting() else self.outlook()
+        return ahead is not None and ahead.over
+
+    def _results(self) -> list[tuple[dict[str, Any], float, bool]]:
+        """Return parameters, value to be made small, and whether the sampler chose the plan."""
+        sign = 1 if self._direction == "minimize" else -1
+        complete = (trial for trial in self._trials() if trial.state == TrialState.COMPLETE)
+        return [(t.params, sign * t.values[0], PLAN not in t.user_attrs) for t in complete]
+
+    def _waiting(self) -> bool:
+        return any(trial.state == TrialState.WAITING for trial in self._trials())
 
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)

@@ -29,6 +29,7 @@ _LEAST = {
     "batch_size": 1,
     "confirm_blocks": 0,
     "finalists": 1,
+    "patience": 0,
     "seed": 0,
 }
 

@@ -66,7 +66,7 @@ class Study:
         direction: "minimize" or "maximize", needed for a function of your own; None: as the
             metric's name says, and minimize where it says nothing.
         metrics: others to record after each epoch, by name or as functions.
-        encoding: "uniform", "shape" or "site", see `Space`.
+        encoding: "uniform", "shape", "site" or "auto", see `Space`.
         kinds: kinds of dropout to try; None: the usual one at each site.
         rates: site -> the rates to try there, such as {"2": (0, 0.3, 0.6)}; other sites take
             none. None: any rate at all sites, as the encoding spells them.
@@ -89,6 +89,8 @@ class Study:
             stopped improving, see `droptune.paired`.
         trials: budget of the search in trials; a total over all runs of the command.
         time: budget of the search in seconds of training, or text such as "10m"; a total.
+        patience: end the search when so many more trials are expected to gain less than a
+            confirmation could tell apart, see `droptune.patience`; 0: only the budget ends it.
         confirm_blocks: fresh seeds on which the finalists are trained again; 0: none, and the
             verdict is undecided.
         finalists: how many plans go to confirmation besides no dropout and as given.
@@ -131,6 +133,7 @@ class Study:
     pruner: str = "none"
     trials: int = 64
     time: float | str | None = None
+    patience: int = 0
     confirm_blocks: int = 8
     finalists: int = 3
     seed: int = 0

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     "--pruner", metavar="NAME", help="none, paired, median, hyperband or successive-halving."
 )
 @click.option(
-    "--encoding", metavar="NAME", help="Parameters of the search: uniform, shape or site."
+    "--encoding", metavar="NAME", help="Parameters of the search: uniform, shape, site or auto."
 )
 @click.option(
     "--tune",
@@ -51,6 +51,12 @@ if TYPE_CHECKING:
 @click.option("--slots", metavar="N", help="Trials that train side by side; auto measures.")
 @click.option("--trainer", metavar="NAME", help="auto, fused or serial.")
 @click.option("--device", metavar="NAME", help="auto, or a device of torch such as cpu or cuda:0.")
+@click.option(
+    "--patience",
+    type=int,
+    metavar="N",
+    help="End the search when N more trials are expected to gain too little to show; 0: do not.",
+)
 @click.option(
     "--confirm-blocks",
     type=int,

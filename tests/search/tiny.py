@@ -11,6 +11,7 @@ class TinySpace:
     """Two rates and a kind: what a space must be able to do, and no more."""
 
     settled: ClassVar[dict] = {}
+    finer: ClassVar[dict] = {}
 
     def __init__(self, high=0.6, kinds=("standard", "gaussian")):
         self.high, self.kinds = high, list(kinds)

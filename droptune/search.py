@@ -1,10 +1,10 @@
 """Ask and tell: which plan to train next, and what came of it.
 
-Optuna proposes. This module, with samplers.py, record.py and what they import, is all that
-knows Optuna; optimize.py is its only caller.
+Optuna proposes. This module, with samplers.py, record.py, working.py and what they import, is
+all that knows Optuna; optimize.py is its only caller.
 
-A study lives twice. An in-memory Optuna study is the sampler's working copy, for it answers
-in a fraction of the time; Optuna's tables in the database (record.py) are the durable
+A study lives twice. An in-memory Optuna study is the sampler's working copy (working.py), for it
+answers in a fraction of the time; Optuna's tables in the database (record.py) are the durable
 record, written first: what the working copy knows of a finished trial is stored. One process
 works on a study at a time; a number that is not the expected one shows that there is another.
 """
@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from droptune.errors import StudyError
@@ -29,19 +28,18 @@ from droptune.samplers import (
     SAMPLERS,
     Grid,
     check_names,
-    kept,
     make_pruner,
     make_sampler,
     quiet,
     recall_cmaes,
 )
+from droptune.working import RUNG, WorkingCopy
 
 __all__ = ["PAIRED", "PRUNERS", "SAMPLERS", "Asked", "Counts", "Search"]
 
 # User attributes of a trial: the name and the exact plan of a fixed one, and why it failed.
 NAME, PLAN, MESSAGE = "name", "plan", "message"
 
-_RUNG = "completed_rung_"
 _STATES = {
     "complete": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
@@ -140,7 +138,7 @@ class Search:
                 )
                 if sampler == "cmaes":
                     recall_cmaes(trials, direction)
-                self._rebuild(trials)
+                self._copy = WorkingCopy(name, direction, self._sampler, self._pruner, trials)
         except BaseException:
             self.close()
             raise
@@ -155,7 +153,7 @@ class Search:
         Returns:
             The number of the trial that has the plan.
         """
-        for trial in self._trials():
+        for trial in self._copy.trials():
             if self._plan(trial) == plan:
                 return trial.number
         return self._add(name, plan, TrialState.WAITING)
@@ -166,9 +164,9 @@ class Search:
         Returns:
             The trial, stored as RUNNING; None if some trial has the plan already.
         """
-        if any(self._plan(trial) == plan for trial in self._trials()):
+        if any(self._plan(trial) == plan for trial in self._copy.trials()):
             return None
-        return self._asked(self._trial(self._add(name, plan, TrialState.RUNNING)))
+        return self._asked(self._copy.trial(self._add(name, plan, TrialState.RUNNING)))
 
     def _add(self, name: str, plan: Plan, state: TrialState) -> int:
         """Store a trial with a fixed plan; return its number."""
@@ -182,7 +180,7 @@ class Search:
         )
         number = len(self._record)
         self._record.create(number, template)
-        self._study.add_trial(template)
+        self._copy.study.add_trial(template)
         return number
 
     def ask(self) -> Asked | None:
@@ -197,15 +195,15 @@ class Search:
             StoreError: the trial cannot be stored; open a new Search to go on.
         """
         if self._orphans:
-            return self._asked(self._trial(self._orphans.popleft()))
+            return self._asked(self._copy.trial(self._orphans.popleft()))
         if self._exhausted() or self._impatient():
             return None
         with quiet():
             self._give()
-            trial = self._study.ask()
+            trial = self._copy.study.ask()
             given = dict(trial.params)
             plan = self._space.suggest(trial)
-        frozen = self._trial(trial.number)
+        frozen = self._copy.trial(trial.number)
         if PLAN not in frozen.user_attrs:
             self._plans[trial.number] = plan
         if trial.number in self._record:
@@ -216,7 +214,7 @@ class Search:
             }
             self._record.start(trial.number, missing)
         else:
-            self._record.create(trial.number, self._template(frozen))
+            self._record.create(trial.number, self._copy.template(frozen))
         return self._asked(frozen)
 
     def report(self, number: int, epoch: int, value: float) -> bool:
@@ -240,12 +238,11 @@ class Search:
             if not self._paired.stops(number, round(self._plan(frozen).settles * self._epochs)):
                 return False
         self._record.report(number, epoch, float(value))
-        memory_id = self._memory_id(number)
-        self._memory.set_trial_intermediate_value(memory_id, epoch, float(value))
+        frozen = self._copy.report(number, epoch, float(value))
         if self._paired is not None:
             return True
         with quiet():
-            return bool(self._pruner.prune(self._study, self._memory.get_trial(memory_id)))
+            return bool(self._pruner.prune(self._copy.study, frozen))
 
     def tell(
         self,
@@ -283,12 +280,12 @@ class Search:
             last = frozen.intermediate_values[frozen.last_step]
             values = None if math.isnan(last) else [last]
         # The rungs passed are what successive halving compares with after a restart.
-        rungs = {k: v for k, v in frozen.system_attrs.items() if k.startswith(_RUNG)}
+        rungs = {k: v for k, v in frozen.system_attrs.items() if k.startswith(RUNG)}
         notes = {} if message is None else {MESSAGE: message}
         self._record.finish(number, outcome, values, rungs, notes)
         with quiet():
             told = values if outcome == TrialState.COMPLETE else None
-            self._study.tell(number, told, state=outcome)
+            self._copy.study.tell(number, told, state=outcome)
         if self._paired is not None:
             if told:
                 self._paired.add(number, self._epochs, told[0])
@@ -302,7 +299,7 @@ class Search:
 
     def counts(self) -> Counts:
         """Return the number of trials by state."""
-        states = Counter(trial.state for trial in self._trials())
+        states = Counter(trial.state for trial in self._copy.trials())
         order = (*_STATES.values(), TrialState.RUNNING, TrialState.WAITING)
         return Counts(*(states[state] for state in order))
 
@@ -321,7 +318,7 @@ class Search:
             exclude: plans to pass over, such as those that are confirmed in any case.
         """
         sign = 1 if self._direction == "minimize" else -1
-        complete = [trial for trial in self._trials() if trial.state == TrialState.COMPLETE]
+        complete = [trial for trial in self._copy.trials() if trial.state == TrialState.COMPLETE]
         complete.sort(key=lambda trial: (sign * trial.values[0], trial.number))
         seen, chosen = set(exclude), []
         for trial in complete:
@@ -338,7 +335,7 @@ class Search:
 
         For plans that were not chosen for their value: the first is no luckier than another.
         """
-        complete = (t for t in self._trials() if t.state == TrialState.COMPLETE)
+        complete = (t for t in self._copy.trials() if t.state == TrialState.COMPLETE)
         found = next((trial for trial in complete if self._plan(trial) == plan), None)
         return None if found is None else (found.number, found.values[0])
 
@@ -366,81 +363,35 @@ class Search:
                     " another name"
                 )
 
-    def _rebuild(self, trials: Sequence[FrozenTrial]) -> None:
-        """Make the working copy from the stored trials."""
-        self._memory = optuna.storages.InMemoryStorage()
-        self._study = optuna.create_study(
-            storage=self._memory,
-            study_name=self._name,  # Hyperband deals trials to brackets by name and number
-            direction=self._direction,
-            sampler=self._sampler,
-            pruner=self._pruner,
-        )
-        self._memory_study = self._memory.get_study_id_from_name(self._name)
-        for trial in trials:
-            attributes = dict(trial.system_attrs)
-            if trial.state == TrialState.RUNNING:  # it starts again, with no rung passed
-                trial.intermediate_values = {}
-                attributes = {k: v for k, v in attributes.items() if not k.startswith(_RUNG)}
-            for key, value in attributes.items():
-                if key.startswith("qmc:"):
-                    self._memory.set_study_system_attr(self._memory_study, key, value)
-            trial.system_attrs = attributes
-            self._study.add_trial(trial)
-
-    def _template(self, frozen: FrozenTrial) -> FrozenTrial:
-        """Return what is stored of a trial that the sampler has just proposed."""
-        # How far the QMC sequence has come Optuna keeps with the study. With the trial it is
-        # stored in the same transaction, and never gets ahead of it.
-        position = self._memory.get_study_system_attrs(self._memory_study)
-        return create_trial(
-            state=TrialState.RUNNING,
-            params=frozen.params,
-            distributions=frozen.distributions,
-            system_attrs=kept(frozen.system_attrs) | kept(position),
-        )
-
     def _give(self) -> None:
         """Give the next trial the parameters that the space does not leave to the sampler."""
-        trials = self._trials()
+        trials = self._copy.trials()
         given = self._space.given(len(trials))
         if given and not any(trial.state == TrialState.WAITING for trial in trials):
-            self._study.enqueue_trial(given)
+            self._copy.study.enqueue_trial(given)
 
     def _exhausted(self) -> bool:
         """Tell whether the sampler is a grid with no point left, and no trial is in line."""
         if not isinstance(self._sampler, Grid):
             return False
-        return not self._waiting() and not self._sampler.left(self._trials())
+        return not self._copy.waiting() and not self._sampler.left(self._copy.trials())
 
     def _impatient(self) -> bool:
         """Tell whether more trials are not worth it, and no trial is in line."""
-        ahead = None if self._waiting() else self.outlook()
+        ahead = None if self._copy.waiting() else self.outlook()
         return ahead is not None and ahead.over
 
     def _results(self) -> list[tuple[dict[str, Any], float, bool]]:
         """Return parameters, value to be made small, and whether the sampler chose the plan."""
         sign = 1 if self._direction == "minimize" else -1
-        complete = (trial for trial in self._trials() if trial.state == TrialState.COMPLETE)
+        complete = (trial for trial in self._copy.trials() if trial.state == TrialState.COMPLETE)
         return [(t.params, sign * t.values[0], PLAN not in t.user_attrs) for t in complete]
-
-    def _waiting(self) -> bool:
-        return any(trial.state == TrialState.WAITING for trial in self._trials())
-
-    def _trials(self) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False)
-
-    def _trial(self, number: int) -> FrozenTrial:
-        return self._memory.get_trial(self._memory_id(number))
-
-    def _memory_id(self, number: int) -> int:
-        return self._memory.get_trial_id_from_study_id_trial_number(self._memory_study, number)
 
     def _running(self, number: int) -> FrozenTrial:
         """Return a trial that was asked for and not yet told; else raise a StudyError."""
         if number not in self._record:
             raise StudyError(f"study {self._name!r} has no trial {number}; ask for one first")
-        frozen = self._trial(number)
+        frozen = self._copy.trial(number)
         if frozen.state != TrialState.RUNNING or number in self._orphans:
             state = "not asked for again" if number in self._orphans else frozen.state.name
             raise StudyError(

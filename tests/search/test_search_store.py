@@ -90,7 +90,7 @@ def test_a_study_of_another_direction_or_space_is_refused(search):
     ("options", "match"),
     [
         ({"sampler": "cmase"}, "nearest: cmaes; choose one of tpe, gp, cmaes, qmc, random, grid"),
-        ({"pruner": "asha"}, "choose one of none, median, hyperband, successive-halving"),
+        ({"pruner": "asha"}, "choose one of none, paired, median, hyperband, successive-halving"),
         ({"pruner": "median"}, "needs a rung"),
         ({"direction": None}, "'minimize' or 'maximize'"),
         ({"seed": -1}, "integer from 0"),

@@ -1,11 +1,11 @@
 """Can "none" win? Studies without a true effect, and with one, on the noise of real runs.
 
     python benchmarks/null.py                   # 200 studies of each case
-    python benchmarks/null.py --record 128      # trains the networks whose noise is used, anew
+    python benchmarks/null.py --record 96       # trains the networks whose noise is used, anew
 
 The noise is not modelled, it is taken from trainings: the validation losses (nats) of
 an MLP on the digits, 64-128-128-10, 30 epochs, for 16 plans (rates 0, 0.1, 0.3 and 0.5 after
-each hidden layer) on 128 seeds, plans of a seed being one block with common initial weights,
+each hidden layer) on 96 seeds, plans of a seed being one block with common initial weights,
 data order and noise, as droptune trains them. Each plan's own mean is taken away. A simulated
 block is one of these seeds, drawn with replacement (a bootstrap: Efron 1979,
 https://doi.org/10.1214/aos/1176344552), and gives every plan its deviation on that seed; so the

@@ -68,7 +68,9 @@ class Trainer(Protocol):
     """Trains members of one block: same initial weights, same data order, same noise.
 
     The block has a clock, counted in epochs: the data order and the noise of epoch t are
-    functions of (seed, t) alone, never of who else trains. `begin` comes first.
+    functions of (seed, t) alone, never of who else trains. `begin` comes first. A trainer of
+    your own goes into a study as `Study(trainer=make)`, with `make(task, slots, device)` ->
+    trainer; `name` and `device` are stored with its runs.
     """
 
     name: str

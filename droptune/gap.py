@@ -19,17 +19,22 @@ PARTS = 20
 #: A gap below this share of the validation loss is near 0 however sure it is: closing it
 #: gains less than a verdict calls a benefit (verdict.RELEVANT).
 SMALL = 0.01
+#: Where the gap may be above this share of the validation loss, there are too few samples to
+#: call it near 0; a convention of ours.
+WIDE = 0.25
 #: A training loss above this share of a constant prediction's is high: nine tenths of the
 #: loss are not explained away. That share is R2 for squares, and that of McFadden (1974) for
 #: likelihoods; the threshold is a convention of ours.
 HIGH_SHARE = 0.1
 
 OVERFITS, UNDERFITS, FITS, NO_GAP = "overfits", "underfits", "fits", "no gap"
+UNCLEAR = "unclear"
 IMPLIES = {
     OVERFITS: "regularisation can help",
     UNDERFITS: "expect no dropout, or an early schedule (schedules=['constant', 'early'])",
     FITS: "little is left for dropout to gain",
     NO_GAP: "expect no dropout, or an early schedule (schedules=['constant', 'early'])",
+    UNCLEAR: "too few samples to tell over- from underfitting",
 }
 
 
@@ -63,6 +68,7 @@ def fit(metrics: Mapping[str, float] | None) -> dict[str, Any] | None:
 
     - overfits: the gap's interval lies above 0, and the gap is 1 % or more of the
       validation loss.
+    - unclear: else, and the interval reaches above a quarter of the validation loss.
     - underfits: else, and the training loss is above a tenth of a constant prediction's.
     - fits: else.
     - no gap: as underfits or fits, where no constant prediction's loss is known.
@@ -79,6 +85,8 @@ def fit(metrics: Mapping[str, float] | None) -> dict[str, Any] | None:
     gap = val - train
     if low is not None and low > 0 and gap >= SMALL * abs(val):
         reading = OVERFITS
+    elif high is None or high > WIDE * abs(val):
+        reading = UNCLEAR
     elif constant is None:
         reading = NO_GAP
     else:

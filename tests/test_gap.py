@@ -41,9 +41,10 @@ def test_a_gap_that_is_sure_but_of_no_account_is_near_0():
     assert fit["low"] > 0 and fit["reading"] == "underfits"
 
 
-def test_a_large_gap_within_its_noise_is_near_0():
+def test_a_gap_within_a_wide_interval_is_unclear():
     fit = found(1.0, 1.2, 2.0, noise=1.0)
-    assert fit["low"] < 0 < fit["gap"] and fit["reading"] == "underfits"
+    assert fit["low"] < 0 < fit["gap"] and fit["reading"] == "unclear"
+    assert "too few samples" in gap.sentence(fit)
 
 
 def test_the_interval_is_welchs():
@@ -67,5 +68,5 @@ def test_without_a_gap_overfits_is_said_seldom():
 def test_what_was_not_measured_is_none():
     assert gap.fit(None) is gap.fit({}) is gap.fit({"val_loss": 1.0}) is None
     one = gap.fit({**gap.measured([1.0], [2.0], None), "val_loss": 2.0})  # one sample a split
-    assert one["low"] is None and one["reading"] == "no gap"
+    assert one["low"] is None and one["reading"] == "unclear"
     assert gap.measured([float("nan")] * 2, [1.0] * 2, None) == {}

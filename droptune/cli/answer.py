@@ -42,7 +42,7 @@ def best(name: str, store: str, as_json: bool) -> None:
       test        {metric: {"best", "control", "difference"}} on the test split, or null
       fit         {"train_loss", "val_loss", "gap", "low", "high", "reading"} of no dropout in
                   eval mode, with the 95 % interval of the gap; the reading is overfits,
-                  underfits, fits or no gap; or null
+                  underfits, fits, no gap or unclear; or null
     """
     with open_queries(store) as queries:
         row, verdict = queries.best(name), queries.verdict(name)

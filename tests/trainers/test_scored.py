@@ -113,10 +113,21 @@ class ScoredContract(ABC):
         assert scores[1].failed and not scores[0].failed
         assert math.isfinite(scores[0].metrics["val_auroc"])
 
-    def test_a_free_slot_has_no_scores(self, make):
-        trainer = begun(make(4, metrics=named("auroc")), NONE, LIGHT, HEAVY)
+    def test_a_free_slot_is_not_scored(self, make):
+        calls = []
+
+        def count(output, target):
+            calls.append(len(output))
+            return 0.0
+
+        trainer = begun(make(4, metrics=(own(count),)), NONE, LIGHT, HEAVY)
         trainer.stop(0)
-        assert sorted(trainer.epoch()) == [1, 2]
+        trainer.stop(2)
+        trainer.start(3, LIGHT)  # fused, two members and two free rows
+        assert sorted(trainer.epoch()) == [1, 3]
+        trainer.stop(1)
+        assert sorted(trainer.test()) == [3]
+        assert calls == [16] * 3
 
     # How a member fits
 
@@ -146,6 +157,19 @@ class ScoredContract(ABC):
         twin = begun(self.build(trainer.task, 1), LIGHT)
         expected = twin.epoch()[0].metrics["val_loss"]
         assert trainer.fit(0)[gap.TRAIN] == pytest.approx(expected, rel=1e-5)
+
+    def test_as_many_samples_are_looked_at_as_validate(self, make):
+        seen = []
+
+        def loss(output, target):
+            seen.append(len(target))
+            return F.cross_entropy(output, target)
+
+        trainer = begun(make(1, loss=loss), NONE)
+        trainer.epoch()
+        seen.clear()
+        assert gap.CONSTANT not in trainer.fit(0)
+        assert seen == [1] * 16 + [1] * 16
 
     def test_looking_at_the_fit_changes_no_curve(self, make):
         looked, other = begun(make(2), NONE, HEAVY), begun(make(2), NONE, HEAVY)

@@ -1,7 +1,7 @@
 """Does a pruner find the plan that would win at the full budget? On recorded curves.
 
     python benchmarks/pruning.py                     # replay the recorded curves, some minutes
-    python benchmarks/pruning.py --record            # record them first, an hour on two cores
+    python benchmarks/pruning.py --record            # record them first, half an hour on two cores
     python benchmarks/pruning.py --save              # also writes benchmarks/results/
 
 pruning_tasks.py says which plans are trained on which tasks. Each replay takes the plans of one
@@ -288,7 +288,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--record", action="store_true", help="train all plans first")
-    parser.add_argument("--orders", type=int, default=10, help="replays of each block")
+    parser.add_argument("--orders", type=int, default=5, help="replays of each block")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
     args = parser.parse_args()
     if args.record:

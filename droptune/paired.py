@@ -12,8 +12,13 @@ noise explains; the value to beat is the best trial's last one, lucky as it is. 
 gains on the best one is carried on, at half its present speed: that is how far it comes if its
 speed falls along a line to 0 at the last epoch. What it loses is not carried on.
 
-The constants were chosen on two tasks of benchmarks/pruning.py, which says what the pruner
-does on the others. Related: stopping by an extrapolated curve, Domhan, Springenberg, Hutter
+What it costs (benchmarks/results/pruning-cpu.md; the constants were chosen on two of the six
+tasks): over the four others it used 78 % of the epochs and kept the full budget's winner in
+78 % of replays, hyperband 68 % and 59 %, the median 51 % and 55 %. It waits longer, so cut off
+at as many epochs as those use it finds the winner no more often than hyperband, and less often
+than the median where early ranks hold; where they do not (fashion-mlp) it finds it twice as often.
+
+Related: stopping by an extrapolated curve, Domhan, Springenberg, Hutter
 2015, https://www.ijcai.org/Proceedings/15/Papers/487.pdf.
 """
 

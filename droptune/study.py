@@ -71,7 +71,7 @@ class Study:
         sampler: tpe, gp, cmaes, qmc, random, grid or autodropout.
         pruner: none, paired, median, hyperband or successive-halving. Dropout slows the start
             of training, so early rungs favour small rates; paired waits until no dropout has
-            stopped improving, see `droptune.paired`.
+            stopped improving, and saves less, see `droptune.paired`.
         trials: budget of the search in trials; a total over all runs of the command.
         time: budget of the search in seconds of training, or text such as "10m"; a total.
         confirm_blocks: fresh seeds on which the finalists are trained again; 0: none, and the

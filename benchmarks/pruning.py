@@ -1,7 +1,7 @@
 """Does a pruner find the plan that would win at the full budget? On recorded curves.
 
     python benchmarks/pruning.py                     # replay the recorded curves, some minutes
-    python benchmarks/pruning.py --record            # record them first, an hour on two cores
+    python benchmarks/pruning.py --record            # record them first, half an hour on two cores
     python benchmarks/pruning.py --save              # also writes benchmarks/results/
 
 pruning_tasks.py says which plans are trained on which tasks. Each replay takes the plans of one
@@ -30,7 +30,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -147,31 +147,48 @@ def replay(curves: np.ndarray, order: Sequence[int], judge) -> tuple[list[tuple[
     return answers, spent
 
 
-def measure(curves: np.ndarray, make: Callable[[], object], orders: int) -> dict[str, list]:
-    """Replay a pruner in all blocks.
+def measure(curves: np.ndarray, orders: int, names: Sequence[str] = PRUNERS) -> dict[str, dict]:
+    """Replay pruners in all blocks.
 
     Returns:
-        found and regret: by block and budget, means over orders; epochs: by block, the share
-        of those that training all plans takes.
+        pruner -> found and regret: by block and budget, means over orders; epochs: by block,
+        the share of those that training all plans takes; own and paired: found by block, by
+        this pruner in the end and by paired with as many epochs.
     """
-    found, regret, used = [], [], []
+    rows: dict[str, list] = {name: [] for name in names}
     for block, values in enumerate(curves):
-        last, whole = values[:, -1], values.size
-        rows = []
-        for number in range(orders):
-            rng = np.random.default_rng([block, number])
-            order = [0, *(1 + rng.permutation(len(values) - 1))]
-            answers, spent = replay(values, order, make())
-            plans = [
-                max(((s, p) for s, p in answers if s <= part * whole), default=(0, 0))[1]
-                for part in BUDGETS
-            ]
-            row = [[p == last.argmin() for p in plans], [last[p] - last.min() for p in plans]]
-            rows.append([*row, spent / whole])
-        found.append(np.mean([row[0] for row in rows], 0).tolist())
-        regret.append(np.mean([row[1] for row in rows], 0).tolist())
-        used.append(float(np.mean([row[2] for row in rows])))
-    return {"found": found, "regret": regret, "epochs": used}
+        by_order = [_one_order(values, (block, number), names) for number in range(orders)]
+        for name in names:
+            rows[name].append(
+                [
+                    np.mean(part, 0).tolist()
+                    for part in zip(*(row[name] for row in by_order), strict=True)
+                ]
+            )
+    keys = ("found", "regret", "epochs", "own", "paired")
+    return {
+        name: dict(zip(keys, map(list, zip(*parts, strict=True)), strict=True))
+        for name, parts in rows.items()
+    }
+
+
+def _one_order(values: np.ndarray, seed: Sequence[int], names: Sequence[str]) -> dict[str, list]:
+    """Return found, regret, epochs, own and paired of each pruner in one replay."""
+    last, whole = values[:, -1], values.size
+    order = [0, *(1 + np.random.default_rng(seed).permutation(len(values) - 1))]
+    done = {name: replay(values, order, pruner(name, values.shape[1])) for name in names}
+
+    def answer(name: str, spent: float) -> int:
+        return max(((s, plan) for s, plan in done[name][0] if s <= spent), default=(0, 0))[1]
+
+    rows = {}
+    for name, (_, spent) in done.items():
+        plans = [answer(name, part * whole) for part in BUDGETS]
+        found = [plan == last.argmin() for plan in plans]
+        regret = [last[plan] - last.min() for plan in plans]
+        both = [answer(which, spent) == last.argmin() for which in (name, "paired")]
+        rows[name] = [found, regret, spent / whole, *both]
+    return rows
 
 
 def interval(values: Sequence[float], digits: int = 2) -> str:
@@ -204,7 +221,7 @@ def report(results: dict[str, dict], orders: int) -> str:
     pooled = {
         name: {
             key: sum((results[task][name][key] for task in judged), [])
-            for key in ("found", "epochs")
+            for key in ("found", "epochs", "own", "paired")
         }
         for name in PRUNERS
     }
@@ -212,7 +229,7 @@ def report(results: dict[str, dict], orders: int) -> str:
         pooled[name]["regret"] = sum((_relative(results[task], name) for task in judged), [])
     lines += ["", f"## All {len(judged)} judged tasks, {len(judged) * BLOCKS} blocks", ""]
     lines += ["Regret in per cent of the regret that no pruning has after a quarter.", ""]
-    lines += [*_table(pooled, scale=100), "", *_differences(pooled)]
+    lines += [*_table(pooled, scale=100), "", *_equal_epochs(results, pooled)]
     return "\n".join(lines) + "\n"
 
 
@@ -233,19 +250,28 @@ def _table(by_pruner: dict[str, dict], scale: float = 1000) -> list[str]:
     return lines
 
 
-def _differences(pooled: dict[str, dict]) -> list[str]:
-    """Return the lines on how much more often paired is right than each other pruner."""
-    ours = np.asarray(pooled["paired"]["found"])
-    lines = ["Found by paired minus found by another, within blocks (two-sided p):", ""]
+def _equal_epochs(results: dict[str, dict], pooled: dict[str, dict]) -> list[str]:
+    """Return the table of each pruner against paired, with as many epochs as it used in all."""
+    lines = [
+        "## At equal epochs",
+        "",
+        "Each pruner when it is through with all plans, and paired on the same orders cut off "
+        "at as many epochs.",
+        "",
+        "| pruner | task | epochs | found | found by paired | paired minus it (two-sided p) |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in PRUNERS:
-        if name == "paired":
+        if name in ("none", "paired"):
             continue
-        other, parts = np.asarray(pooled[name]["found"]), []
-        for i, budget in enumerate(BUDGETS):
-            difference = ours[:, i] - other[:, i]
+        for task, by_pruner in {**results, "all judged": pooled}.items():
+            one = by_pruner[name]
+            difference = np.asarray(one["paired"]) - np.asarray(one["own"])
             p = stats.ttest_1samp(difference, 0).pvalue if difference.any() else 1.0
-            parts.append(f"{interval(difference)} at {budget:.0%} (p = {p:.2g})")
-        lines.append(f"- {name}: {', '.join(parts)}")
+            lines.append(
+                f"| {name} | {task} | {np.mean(one['epochs']):.2f} | {interval(one['own'])} | "
+                f"{interval(one['paired'])} | {interval(difference)} (p = {p:.2g}) |"
+            )
     return lines
 
 
@@ -262,7 +288,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--record", action="store_true", help="train all plans first")
-    parser.add_argument("--orders", type=int, default=10, help="replays of each block")
+    parser.add_argument("--orders", type=int, default=5, help="replays of each block")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
     args = parser.parse_args()
     if args.record:
@@ -272,13 +298,9 @@ def main() -> None:
             np.savez_compressed(RESULTS / f"pruning-{task}.npz", **packed)
     results: dict[str, dict] = {}
     for task in args.tasks:
-        curves, results[task] = curves_of(task), {}
-        for name in PRUNERS:
-            began = time.monotonic()
-            make = lambda name=name, n=curves.shape[2]: pruner(name, n)  # noqa: E731
-            results[task][name] = measure(curves, make, args.orders)
-            took = time.monotonic() - began
-            print(f"{task}: {name}: {took:.0f} s", file=sys.stderr, flush=True)
+        began = time.monotonic()
+        results[task] = measure(curves_of(task), args.orders)
+        print(f"{task}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     text = report(results, args.orders)
     print(text)
     if args.save:

@@ -4,6 +4,7 @@ Groups and folds are scikit-learn's splitters. The random split is droptune's ow
 of every class for train, and what is stored of a study names its rows.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,7 +147,9 @@ def fold_rows(rule: Rule, k: int, test: float) -> tuple[list[dict[str, np.ndarra
     groups = None if rule.groups is None else rule.groups[rest]
     _check_counts(rule, labels, groups, k)
     try:
-        parts = [(rest[a], rest[b]) for a, b in _folder(rule, k).split(rest, labels, groups)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a class is in fewer groups than folds
+            parts = [(rest[a], rest[b]) for a, b in _folder(rule, k).split(rest, labels, groups)]
     except ValueError as error:  # of scikit-learn
         raise DataError(f"k={k} folds: {error}; take a smaller k") from None
     folds = [{"train": np.sort(a), "val": np.sort(b)} for a, b in parts]
@@ -206,9 +209,16 @@ def _group_apart(rule: Rule, rows: np.ndarray, fraction: float) -> tuple[np.ndar
             f"groups has {count} group for several splits, and a group stays in one; give rows of "
             "more groups"
         )
-    if rule.stratified and count >= parts:
+    labels = rule.y[rows]
+    if (
+        rule.stratified
+        and count >= parts
+        and np.unique(labels, return_counts=True)[1].max() >= parts
+    ):
         shuffled = {"n_splits": parts, "shuffle": True, "random_state": rule.seed}
-        folds = ms.StratifiedGroupKFold(**shuffled).split(rows, rule.y[rows], groups)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a class that is in few groups
+            folds = list(ms.StratifiedGroupKFold(**shuffled).split(rows, labels, groups))
         kept, held = next((a, b) for a, b in folds if len(a) and len(b))
     else:
         drawn = ms.GroupShuffleSplit(1, test_size=fraction, random_state=rule.seed)

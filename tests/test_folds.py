@@ -42,6 +42,22 @@ def test_a_group_stays_in_one_split(y, seed):
     assert all(15 <= len(part) <= 40 for part in parts[1:])
 
 
+def test_a_class_that_is_in_few_groups_is_split_without_a_warning_or_refused_in_one_line():
+    rare = np.where(GROUPS == 3, 1, 0)
+    made = 0
+    for seed in range(10):
+        for make in (Data.split, Data.folds):
+            try:
+                make(X, rare, groups=GROUPS, seed=seed)
+                made += 1
+            except DataError as error:
+                assert "labels that train has not: 1" in str(error)
+    assert made
+    few = np.arange(N) // 2 % 40  # every class has 2 to 4 rows
+    with pytest.raises(DataError, match="take a smaller k|train has not"):
+        Data.folds(X, few, k=9, groups=GROUPS, test=0)
+
+
 def test_groups_may_be_names_and_depend_on_the_seed():
     names = np.array([f"patient {g}" for g in GROUPS])
     one, same, other = (Data.split(X, Y, groups=names, seed=s).digest() for s in (0, 0, 1))

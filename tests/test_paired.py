@@ -72,6 +72,13 @@ def test_the_best_complete_trial_is_what_trials_are_compared_with_not_the_contro
     assert ends[1] is not None
 
 
+def test_the_value_to_beat_is_the_last_one_of_the_best_however_lucky():
+    lucky = noisy(CONTROL, 0)
+    lucky[-1] -= 0.1
+    assert after(noisy(CONTROL, 0), noisy(CONTROL, 1))[1] == [None]
+    assert after(lucky, noisy(CONTROL, 1))[1] != [None]
+
+
 def test_nothing_is_stopped_before_the_control_has_ended():
     pruner = Paired(EPOCHS, "minimize")
     pruner.complete(1, list(CONTROL))

@@ -207,7 +207,8 @@ def report(results: dict[str, dict], seeds: int) -> list[str]:
                 regrets = np.array(losses) - found["best"][judge]  # (seeds, budgets)
                 cells = [_quartiles(column) for column in regrets.T]
                 lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return lines
+    missing = [name for task, (name, _) in TASKS.items() if task not in results]
+    return [*lines, "", f"Not run: {'; '.join(missing)}."] if missing else lines
 
 
 def _quartiles(regrets: np.ndarray) -> str:

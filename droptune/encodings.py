@@ -192,14 +192,17 @@ class Auto(Shape):
         params, nearest, size = {"slope": slope} if self._sloped else {}, {}, 0.0
         for group, role in self.groups.items():
             high, parts = highest_rate(role), self._parts(group)
-            levels = [_level(rates, slope, tilts, high) for tilts in parts]
-            known = [level for level in levels if level is not None] or [0.0]
+            fitting = [_levels(rates, slope, tilts, high) for tilts in parts]
+            clear = [levels[0] for levels in fitting if len(levels) == 1] or fitting[0][:1]
+            about = (min(clear) + max(clear)) / 2
+            levels = [
+                min(found, key=lambda level, about=about: abs(level - about)) for found in fitting
+            ]
             # The middle: from there every part is within reach that is from anywhere.
-            middle = _step((min(known) + max(known)) / 2, 0.0, high)
+            middle = _step((min(levels) + max(levels)) / 2, 0.0, high)
             params[f"rate.{group}"] = middle
             for i, tilts in enumerate(parts):
-                level = middle if levels[i] is None else levels[i]
-                offset = _step(level - middle, -FARTHEST, FARTHEST)
+                offset = _step(levels[i] - middle, -FARTHEST, FARTHEST)
                 if f"rate.{group}" in self.finer:
                     params[_offset(group, i)] = offset
                     size += abs(offset)
@@ -239,17 +242,20 @@ def _tilted(mean: float, slope: float, tilts: Mapping[str, float]) -> dict[str, 
     return {name: round(mean * (1 + within * tilt), 4) for name, tilt in tilts.items()}
 
 
-def _level(
+def _levels(
     rates: Mapping[str, float], slope: float, tilts: Mapping[str, float], high: float
-) -> float | None:
-    """Return the mean up to `high` for which `_tilted` is nearest; None: several are."""
+) -> list[float]:
+    """Return the means up to `high` for which `_tilted` is nearest, rising; mostly one.
+
+    Several where the slope leaves a site nothing, or all that `CEILING` allows.
+    """
     means = np.arange(round(high / STEP) + 1) * STEP
     steepest = CEILING / np.maximum(means, STEP) - 1
     within = np.clip(slope, -steepest, steepest)[:, None]
     reached = means[:, None] * (1 + within * np.array([*tilts.values()]))  # (means, sites)
     distances = ((reached - [rates[name] for name in tilts]) ** 2).sum(1)
     nearest = means[distances <= distances.min() + 1e-9]
-    return round(float(nearest[0]), 4) if len(nearest) == 1 else None
+    return [round(float(mean), 4) for mean in nearest]
 
 
 def _rate(trial: Suggester, name: str, high: float) -> float:

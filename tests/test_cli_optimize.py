@@ -74,7 +74,7 @@ def test_options_override_the_file_and_json_is_alone_on_stdout(digits):
     options = ["--trials", 3, "--confirm-blocks", 0, "--study", "other", "--slots", 3, "--seed", 1]
     options += ["--sampler", "random", "--encoding", "uniform", "--trainer", "serial"]
     options += ["--store", "sqlite:///other.db", "--device", "cpu", "--time", "5m", "-q"]
-    options += ["--recalibrate"]
+    options += ["--recalibrate", "--patience", 20]
     answer = data("optimize", "digits.py", *options)
     assert list(answer) == BEST_KEYS
     assert (answer["study"], answer["verdict"]) == ("other", "undecided")
@@ -98,7 +98,11 @@ def test_sites_of_a_target(digits):
 def test_a_bad_setting_is_one_line(digits):
     result = run("optimize", "digits.py", "--sampler", "tbe", code=1)
     assert result.stderr.startswith("Error: unknown sampler 'tbe'")
-    for option, value, allowed in (("trials", 0, 1), ("confirm-blocks", -1, 0), ("seed", -5, 0)):
+    for option, value, allowed in (
+        ("trials", 0, 1),
+        ("confirm-blocks", -1, 0),
+        ("patience", -5, 0),
+    ):
         said = run("optimize", "digits.py", f"--{option}", value, code=1).stderr
         name = option.replace("-", "_")
         assert said == f"Error: {name} {value}: a whole number from {allowed} is needed\n"

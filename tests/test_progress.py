@@ -58,6 +58,12 @@ def test_a_line_says_everything_that_is_known():
     )
 
 
+def test_a_line_says_what_more_trials_are_expected_to_gain():
+    ahead = "expected gain of 10 more trials: 0.0003 nats"
+    assert ahead in describe(replace(STATUS, outlook=ahead))
+    assert "gain" not in describe(STATUS)
+
+
 def test_a_line_leaves_out_what_is_not_known():
     nothing = Status("confirm", 0, None, 0, 0, 0, None, "val_loss", None, None, 0.0)
     assert describe(nothing) == "confirm 0, 0 s so far"

@@ -50,10 +50,9 @@ _DECAY = Range(1e-6, 1e-3)
 def range_of(name: str, own: float) -> Range:
     """Return the values that a space tries around a study's own.
 
-    A learning rate within a factor of 10 either way: two decades, as wide as the ranges in
-    which tabular networks and LCBench are tuned, with the user's choice in the middle. Weight
-    decay from a hundredth to ten times: a decade too much ruins a run, one too little is only
-    another way of having little.
+    A learning rate within a factor of 10 either way: two decades with the user's choice in the
+    middle, where LCBench and Gorishniy et al., who start from none, search three. Weight decay
+    from a hundredth to ten times: too much ruins a run, too little is no worse than none.
 
     Args:
         name: in `TRAINING`.

@@ -46,8 +46,8 @@ def test_the_page_opens_with_the_verdict_and_the_plan(url):
         ["1", "standard", "0.2", '<div><i style="width:20.0%"></i></div>', "constant"]
     ]
     numbers = cells(text, "numbers")
-    assert [r[1] for r in numbers] == ["finalist 1", "no dropout"]
-    assert [float(r[2]) for r in numbers] == pytest.approx(
+    assert [r[0] for r in numbers] == ["finalist 1, to use", "no dropout"]
+    assert [float(r[1]) for r in numbers] == pytest.approx(
         [row["best"]["value"], row["control"]["value"]], abs=1e-3
     )
     assert "-0.05 from no dropout" in text  # 0.99 - 1.04

@@ -14,7 +14,7 @@ from droptune.report.facts import gather
 from droptune.report.page import page
 from droptune.store.drawn import Drawn
 
-SIZE = {"width": 1400, "height": 1450}  # down to the rates over depth
+SIZE = {"width": 1400, "height": 1482}  # down to the rates over depth
 
 
 def main() -> None:

@@ -218,7 +218,7 @@ def _add_group(figure: go.Figure, name: str, rows: Sequence[Row], marker: dict) 
         name=name,
         marker=marker,
         text=[_name(t["name"] or "", 20) for t in rows],
-        textposition="middle right",
+        textposition="top right",
         textfont={"size": 10},
         hovertext=hover,
         hoverinfo="text+y",

@@ -324,8 +324,7 @@ def _drawn(
     """Return a section with a figure and a note; without a figure another note says why."""
     if figure is None:
         return _section(title, _note(without))
-    # In a script nothing ends the JSON but "</"; no "<" is left.
-    data = figure.to_json().replace("<", "\\u003c")
+    data = figure.to_json()  # plotly leaves no "<" in it, so nothing ends the script
     box = f'<div class="figure" role="img" aria-label="{_text(title)}"></div>'
     json_ = f'<script type="application/json" class="plot">{data}</script>'
     return _section(title, box, json_, _note(note))

@@ -66,7 +66,10 @@ class Facts:
         """The verdict in a line."""
         verdict = self.study["verdict"]
         if verdict is None:
-            return "undecided: nothing is confirmed yet; this is the best trial so far"
+            so_far = (
+                "this is the best trial so far" if self.best["best"] else "no trial is complete"
+            )
+            return f"undecided: nothing is confirmed yet; {so_far}"
         return verdict["text"] or verdict["verdict"]
 
 

@@ -67,6 +67,8 @@ def curves(facts: Facts, key: str) -> go.Figure | None:
     for arm, (epochs, means, spreads) in found.items():
         if epochs:
             _add_curve(figure, arm, epochs, means, spreads)
+    if max((epochs[-1] for epochs, *_ in found.values() if epochs), default=0) <= 10:
+        figure.update_xaxes(dtick=1)
     least = [
         m - s for _, means, spreads in found.values() for m, s in zip(means, spreads, strict=True)
     ]
@@ -216,7 +218,7 @@ def _add_group(figure: go.Figure, name: str, rows: Sequence[Row], marker: dict) 
         name=name,
         marker=marker,
         text=[_name(t["name"] or "", 20) for t in rows],
-        textposition="middle right",
+        textposition="top right",
         textfont={"size": 10},
         hovertext=hover,
         hoverinfo="text+y",
@@ -318,6 +320,7 @@ def _figure(x: str, y: str) -> go.Figure:
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         font={"family": "system-ui, sans-serif", "size": 13},
         hovermode="closest",
+        showlegend=True,  # of a single arm, too
     )
     figure.update_xaxes(title={"text": x}, automargin=True, showgrid=False, zeroline=False)
     figure.update_yaxes(title={"text": y}, automargin=True, zeroline=False)

@@ -97,21 +97,22 @@ def _sections(facts: Facts, importance: Row) -> list[str]:
     bands = "Mean over the confirmation's blocks; the band is one standard deviation."
     if not facts.runs:
         bands = "One run each, of the search: nothing is confirmed yet."
-    shares = importance["remark"] or (
+    shares, places = importance["parameters"], importance["places"]
+    none = one_line(importance["remark"] or "")
+    by_share = (
         f"How far a parameter's values in the best tenth of {importance['trials']} trials are "
         "from those in all (PED-ANOVA), as a share; effects of parameters together do not show."
     )
-    places = importance["places"]
-    grouped = len(places) < len(importance["parameters"])
+    grouped = len(places) < len(shares)
     return [
         _use(facts),
         _figures_in_numbers(facts),
-        _drawn("Paired differences", figures.differences(facts), _of_differences(facts)),
+        _drawn("Paired differences", figures.differences(facts), *_of_differences(facts)),
         _drawn(f"{metric} over training", figures.curves(facts, metric), bands),
         _drawn("Training loss", figures.curves(facts, "train_loss"), _TRAINING),
         _drawn("Rate by site over depth", figures.rates(facts), _rates_note(facts)),
         _drawn("Search history", figures.history(facts), history),
-        _drawn("Importance by parameter", figures.importance(importance["parameters"]), shares),
+        _drawn("Importance by parameter", figures.importance(shares), by_share, none),
         *([_drawn("Importance by place", figures.importance(places), _PLACES)] if grouped else []),
         *_calibration(figures.reliability(facts)),
         _confirmation(facts),
@@ -168,21 +169,21 @@ def _figures_in_numbers(facts: Facts) -> str:
     best, control = facts.best["best"], facts.best["control"]
     if best is None:
         return _section("In numbers", _note("No trial is complete yet."))
-    rows = [["the plan to use" if facts.confirmed else BEST, best], [CONTROL, control or {}]]
+    name = best.get("arm") or BEST
+    rows = [[f"{name}, to use" if facts.confirmed else name, best], [CONTROL, control or {}]]
     if control in (None, best):
         rows.pop()
     cells = [
         [
             _text(label),
-            _text(visible(row.get("arm") or "")),
             _number(row.get("value")),
-            _number(row.get("search_value")),
+            *([_number(row.get("search_value"))] if facts.confirmed else []),
             _number(row.get("trial")),
         ]
         for label, row in rows
     ]
     mean = "mean over blocks" if facts.confirmed else "value"
-    heads = ["", "plan", f">{mean}", ">in the search", ">trial"]
+    heads = ["plan", f">{mean}", *([">in the search"] if facts.confirmed else []), ">trial"]
     parts = [_table("numbers", heads, cells)]
     if facts.confirmed:
         what = f"{facts.compared or 'plan'} minus {CONTROL}: "
@@ -196,14 +197,12 @@ def _figures_in_numbers(facts: Facts) -> str:
 def _luck(best: Row, control: Row | None) -> str | None:
     """Return what the search alone would have claimed; None where the plan is no dropout."""
     found = [row.get("search_value") for row in (best, control or {})]
-    if best.get("arm") == CONTROL or None in found:
+    if best.get("arm") in (None, CONTROL) or None in found:
         return None
     naive = found[0] - found[1]
     return (
-        f"In the search the same plan had looked better: {naive:+.3g} from no dropout, on the "
-        "seed that chose it. The figures over fresh seeds are the ones that hold."
-        if best.get("value") is not None
-        else None
+        f"In the search the same plan was {naive:+.3g} from no dropout, on the seed that chose it "
+        "as one of the best: a lucky figure. Those over fresh seeds are the ones that hold."
     )
 
 
@@ -221,9 +220,11 @@ def _on_test(test: Row) -> str:
     return _table("test", ["test split, read once", ">plan", f">{CONTROL}", "difference"], rows)
 
 
-def _of_differences(facts: Facts) -> str:
+def _of_differences(facts: Facts) -> tuple[str, str]:
+    """Return what is said of the differences, and what where there are none."""
+    none = "Nothing is confirmed yet: no block has both a finalist and no dropout."
     if not facts.confirmed:
-        return "Nothing is confirmed yet: no block has both a finalist and no dropout."
+        return "A point is a block, with the same seed for both; there is no verdict yet.", none
     better = "below" if facts.direction == "minimize" else "above"
     found = facts.best["difference"]
     level = found.get("level") or 0.95
@@ -233,7 +234,8 @@ def _of_differences(facts: Facts) -> str:
     return (
         f"A point is a block: {facts.compared or 'the plan'} minus no dropout with the same seed; "
         f"{better} zero is better. The line is the mean, the band its {level:.0%} interval."
-        f"{few} Other finalists can be shown in the legend."
+        f"{few} Other finalists can be shown in the legend.",
+        none,
     )
 
 
@@ -316,12 +318,13 @@ def _lines(text: str) -> str:
 # HTML
 
 
-def _drawn(title: str, figure: "go.Figure | None", note: str) -> str:
-    """Return a section with a figure; without one the note stands alone."""
+def _drawn(
+    title: str, figure: "go.Figure | None", note: str, without: str = "Nothing to draw yet."
+) -> str:
+    """Return a section with a figure and a note; without a figure another note says why."""
     if figure is None:
-        return _section(title, _note(note if note.endswith("yet.") else f"Nothing to draw. {note}"))
-    # In a script nothing ends the JSON but "</"; no "<" is left.
-    data = figure.to_json().replace("<", "\\u003c")
+        return _section(title, _note(without))
+    data = figure.to_json()  # plotly leaves no "<" in it, so nothing ends the script
     box = f'<div class="figure" role="img" aria-label="{_text(title)}"></div>'
     json_ = f'<script type="application/json" class="plot">{data}</script>'
     return _section(title, box, json_, _note(note))

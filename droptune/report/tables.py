@@ -103,14 +103,14 @@ class Spark:
         self.values = values[::step]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        known = [v for v in self.values if v is not None and math.isfinite(v)]
+        known = [v for v in self.values if _is_number(v)]
         if options.ascii_only or not known:
             yield Text("")
             return
         low, span = min(known), (max(known) - min(known)) or 1.0
         yield Text(
             "".join(
-                _HEIGHTS[round(7 * (v - low) / span)] if v in known else " " for v in self.values
+                _HEIGHTS[round(7 * (v - low) / span)] if _is_number(v) else " " for v in self.values
             ),
             style="cyan",
         )
@@ -301,6 +301,10 @@ def importance(row: Row) -> RenderableType:
 
 def _scores(rows: Sequence[Row], key: str) -> list[float | None]:
     return [row["train_loss"] if key == "train_loss" else row["metrics"].get(key) for row in rows]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _compares(row: Row) -> str:

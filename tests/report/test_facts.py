@@ -10,6 +10,7 @@ from droptune.store import Store
 from droptune.store.drawn import Drawn
 from tests.report.storing import (
     BINS,
+    RUN,
     add_block,
     add_trial,
     begin,
@@ -65,6 +66,17 @@ def test_a_name_that_stood_for_another_plan_before_is_the_verdicts_plan(url):
         add_block(store, study_id, 2, {"no dropout": (0.0, 0.0), "finalist 1": (0.5, 0.0)})
         store.save_verdict(study_id, verdict(1))  # of the first of the two
     assert list(facts(url).pairs["finalist 1"]) == [1]
+
+
+def test_a_run_that_failed_is_no_pair(url):
+    whole(url, blocks=2)
+    with Store(url) as store:
+        for arm, rates, state in (("no dropout", 0.0, "complete"), ("finalist 1", 0.2, "failed")):
+            run = store.start_run(1, phase="confirm", arm=arm, plan=plan(rates), block=3, **RUN)
+            store.record([(run, 1, 1.0, {"val_loss": 1.0})])
+            store.end_run(run, state, seconds=1.0, epochs=1)
+        add_block(store, 1, 4, {"finalist 1": (0.2, 0.0)})  # no dropout is still to come
+    assert list(facts(url).pairs["finalist 1"]) == [1, 2]
 
 
 def test_where_nothing_helps_the_nearest_finalist_is_compared(url):

@@ -9,12 +9,13 @@ import pytest
 from droptune.errors import StudyError
 from droptune.importance import Importance
 from droptune.report.facts import gather
-from droptune.report.page import page
+from droptune.report.page import _drawn, page
 from droptune.store import Store
 from droptune.store.drawn import Drawn
 from tests.report.storing import EVIL, add_block, add_trial, begin, plan, verdict, whole
 
 plotly = pytest.importorskip("plotly")
+go = pytest.importorskip("plotly.graph_objects")
 SHARES = Importance({"rate.hidden": 0.75, "rate.head": 0.25}, {"hidden": 0.75, "head": 0.25}, 23)
 NONE = Importance({}, {}, 3, "no importance: 3 complete trials, 20 are needed")
 
@@ -46,8 +47,8 @@ def test_the_page_opens_with_the_verdict_and_the_plan(url):
         ["1", "standard", "0.2", '<div><i style="width:20.0%"></i></div>', "constant"]
     ]
     numbers = cells(text, "numbers")
-    assert [r[1] for r in numbers] == ["finalist 1", "no dropout"]
-    assert [float(r[2]) for r in numbers] == pytest.approx(
+    assert [r[0] for r in numbers] == ["finalist 1, to use", "no dropout"]
+    assert [float(r[1]) for r in numbers] == pytest.approx(
         [row["best"]["value"], row["control"]["value"]], abs=1e-3
     )
     assert "-0.05 from no dropout" in text  # 0.99 - 1.04
@@ -66,6 +67,11 @@ def test_names_and_messages_are_escaped(url):
     assert "<img" not in text and "\x1b" not in text and "<b>" not in text
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
     assert text.count("</script>") == text.count("<script")
+
+
+def test_no_figure_can_end_its_script(url):
+    section = _drawn("title", go.Figure(layout={"title": {"text": "</script><b>"}}), "note")
+    assert section.count("</script>") == 1 and "<b>" not in section
 
 
 def test_a_failed_run_of_the_confirmation_says_why(url):

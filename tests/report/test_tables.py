@@ -189,7 +189,8 @@ def test_sites_show_kinds_and_remarks_where_they_are_given():
 
 def test_a_trial_shows_a_curve_of_bounded_length_with_both_ends():
     text = shown(tables.trial(TRIAL))
-    epochs = [line.split()[0] for line in text.split("val_loss")[1].splitlines()[2:] if line]
+    lines = [line.split() for line in text.split("val_loss")[1].splitlines()[2:] if line]
+    epochs = [words[0] for words in lines if words and words[0].isdigit()]
     assert len(epochs) <= tables.CURVE_ROWS + 3
     assert epochs[0] == "1" and "100" in epochs
     assert "1 in 5 of 100 epochs; --json has all" in text
@@ -199,6 +200,40 @@ def test_a_trial_shows_a_curve_of_bounded_length_with_both_ends():
 def test_a_curve_of_any_length_ends_with_the_last_epoch(length):
     text = shown(tables.curve(TRIAL["curve"][:length]))
     assert (str(length) if length else "no epoch") in text
+
+
+def test_a_curve_has_a_small_picture_above_each_score():
+    losses = [3.0, 2.0, None, 1.0]
+    rows = [{"epoch": i, "train_loss": v, "metrics": {"m": 1.0}} for i, v in enumerate(losses, 1)]
+    assert row_of(shown(tables.curve(rows)), "█") == "█▅ ▁ ▁▁▁▁"
+    assert len(tables.Spark(range(1000)).values) <= tables.SPARK_WIDTH
+    ascii_only = shown(tables.curve(rows), encoding="ascii")
+    assert ascii_only.isascii() and "\\u" not in ascii_only
+
+
+def test_importance_is_a_bar_for_each_parameter_and_place():
+    row = {"parameters": {"rate.a": 0.5, "kind.a": 0.3, "slope": 0.2}, "trials": 30}
+    row |= {"places": {"a": 0.8, "all sites": 0.2}, "remark": None}
+    text = shown(tables.importance(row))
+    assert row_of(text, "rate.a") == "rate.a 50% ██████████"
+    assert row_of(text, "a ").startswith("a 80% ████") and "30 trials" in text
+    same = shown(tables.importance(row | {"places": {"a": 0.5, "b": 0.3, "c": 0.2}}))
+    assert "place" not in same
+    assert shown(tables.importance(row | {"remark": "too few"})) == "too few\n"
+
+
+def test_a_study_with_a_verdict_shows_its_plan_as_bars():
+    row = {
+        "name": "mine",
+        "created_at": "now",
+        "trials": {},
+        "best": 0.4,
+        "definition": {},
+        "environment": {},
+        "sites": [],
+        "verdict": {"verdict": "helps", "plan": PLAN},
+    }
+    assert row_of(shown(tables.study(row)), "0 ") == "0 standard 0.25 █████ constant"
 
 
 def test_a_failed_trial_shows_why():

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from droptune import settings
@@ -14,7 +15,7 @@ from droptune.plan import Plan
 from droptune.progress import Progress
 from droptune.search import Search
 from droptune.space import AS_GIVEN, CONTROL
-from droptune.store import Store, prepare_engine
+from droptune.store import Store, driver_url, prepare_engine
 from droptune.trainers import (
     FunctionTrainer,
     FusedTrainer,
@@ -81,7 +82,7 @@ class Optimization:
     def _open_search(self) -> Search:
         study = self.study
         return Search(
-            study.url,
+            driver_url(study.url),
             study.name,
             study.space,
             direction=self.direction,
@@ -90,7 +91,7 @@ class Optimization:
             seed=study.seed,
             epochs=study.epochs,
             rungs=sorted(settings.rungs(study.epochs, study.pruner)),
-            prepare_engine=prepare_engine,
+            prepare_engine=partial(prepare_engine, url=study.url),
         )
 
     def _record(self, stored: Mapping[str, Any] | None) -> int:

@@ -7,6 +7,7 @@ transaction takes the write lock when it begins (BEGIN IMMEDIATE) and waits for 
 
 import json
 import math
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from droptune.errors import StoreError
-from droptune.store.url import explain, hide, require_file, require_folder
+from droptune.store.server import prepare_server
+from droptune.store.url import driver_url, explain, hide, require_file, require_folder
 
 BUSY_SECONDS = 30.0
 """How long a SQLite connection waits for another writer before it gives up, in seconds."""
@@ -39,7 +41,13 @@ def open_engine(url: str, *, create: bool) -> Engine:
     """
     require_folder(url) if create else require_file(url)
     try:
-        engine = create_engine(url, json_serializer=to_json, pool_pre_ping=_is_server(url))
+        # Parameters are hidden in SQLAlchemy's own messages: they may be anybody's data.
+        engine = create_engine(
+            driver_url(url),
+            json_serializer=to_json,
+            pool_pre_ping=not url.startswith("sqlite"),
+            hide_parameters=True,
+        )
     except (ArgumentError, NoSuchModuleError, ValueError):
         # `from None`: the cause may quote the URL with its password.
         raise StoreError(
@@ -47,20 +55,26 @@ def open_engine(url: str, *, create: bool) -> Engine:
             "or postgresql://user@host/name"
         ) from None
     except ModuleNotFoundError as error:
+        extra = "droptune[postgresql]" if error.name == "psycopg" else error.name
         raise StoreError(
-            f"{hide(url)} needs the Python package {error.name!r}; install it and run again"
+            f"{hide(url)} needs the Python package {error.name!r}; "
+            f"run `pip install {shlex.quote(extra)}` and try again"
         ) from None
-    return prepare_engine(engine)
+    return prepare_engine(engine, url)
 
 
-def prepare_engine(engine: Engine) -> Engine:
+def prepare_engine(engine: Engine, url: str | None = None) -> Engine:
     """Make the connections that `engine` opens from now on safe for several writers.
 
     SQLite: write-ahead log, synchronous=NORMAL (a commit survives the death of any process;
     a power cut may lose the last ones, never the file), foreign keys, a wait of
     `BUSY_SECONDS` for other writers, and BEGIN IMMEDIATE unless the execution option
-    `READS` is set. Other databases are left as they are. Connections that are open
-    already are not changed: call `engine.dispose()` for that.
+    `READS` is set. A server: see server.py. Connections that are open already are not
+    changed: call `engine.dispose()` for that.
+
+    Args:
+        engine: a new one.
+        url: as the user wrote it, for messages; None: as the engine has it.
 
     Returns:
         The same engine.
@@ -68,6 +82,8 @@ def prepare_engine(engine: Engine) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    else:
+        prepare_server(engine, url)
     return engine
 
 
@@ -95,6 +111,16 @@ def finite(number: float | None) -> float | None:
     return float(number) if number is not None and math.isfinite(number) else None
 
 
+def storable(text: str) -> str:
+    """Return a text as every database can hold it: NUL and halves of characters replaced.
+
+    PostgreSQL takes no NUL character, and UTF-8 has no lone surrogates, which Python makes of
+    file names that are not UTF-8.
+    """
+    whole = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return whole.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return finite(value)
@@ -103,10 +129,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(part) for part in value]
     return value
-
-
-def _is_server(url: str) -> bool:
-    return not url.startswith("sqlite")
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:

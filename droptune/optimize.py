@@ -71,7 +71,8 @@ class Optimization:
                 store.interrupt_runs(stored["id"] if stored else 0)
             if stored is not None:
                 check_same(self.study.name, stored["definition"], self.definition)
-            with self.clockwork("search"):  # refuses what it cannot do before anything is stored
+            # Refuses what it cannot do before anything is stored.
+            with self.clockwork("search"), store.alone():
                 self.search = self._open_search()
             try:
                 self.study_id = self._record(stored)

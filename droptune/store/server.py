@@ -8,7 +8,7 @@ some of it again in its own way and store a trial twice.
 
 from typing import Any
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.engine import ExceptionContext
 
 from droptune.errors import TransientError
@@ -26,6 +26,8 @@ _CONNECTION = {
 }
 LOCK_SECONDS = 30
 """How long a statement waits for a lock of another program, in seconds; as with SQLite."""
+
+_TABLES = int.from_bytes(b"droptune")  # the number of the lock; any that nobody else takes
 
 # Classes and codes of PostgreSQL errors after which the same may work (appendix A of its
 # documentation): connection, serialisation failure, deadlock, too many connections, the server
@@ -51,6 +53,16 @@ def prepare_server(engine: Engine, url: str | None = None) -> None:
     event.listen(engine, "do_connect", _set_limits)
     event.listen(engine, "connect", _limit_locks)
     event.listen(engine, "handle_error", name_what_may_pass)
+
+
+def lock_tables(connection: Connection) -> None:
+    """Wait until no other process makes or changes tables, and keep others off to the commit.
+
+    Two that find an empty database would both make the tables, and PostgreSQL refuses one of
+    them. SQLite's transactions exclude each other as it is.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _TABLES})
 
 
 def _may_pass(context: ExceptionContext) -> bool:

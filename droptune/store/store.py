@@ -21,6 +21,7 @@ from droptune.store.engine import READS, explained, finite, open_engine, storabl
 from droptune.store.queries import Queries, confirm_runs, search_runs, search_seconds
 from droptune.store.reader import EngineReader
 from droptune.store.schema import CurveRow, RunRow, SiteRow, StudyRow, VerdictRow, now
+from droptune.store.server import lock_tables
 from droptune.store.url import hide
 
 T = TypeVar("T")
@@ -110,6 +111,16 @@ class Store:
                 self._local.repeated = False
 
         return again(attempt)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let no other process make tables meanwhile; for Optuna's, which it makes itself."""
+        if self.engine.dialect.name == "sqlite":  # it has no such lock, and needs none
+            yield
+            return
+        with explained(self.url), self.engine.begin() as connection:
+            lock_tables(connection)
+            yield
 
     def create_study(
         self,

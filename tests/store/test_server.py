@@ -1,4 +1,4 @@
-"""A PostgreSQL server that restarts, cuts connections and refuses: what is tried again, how long."""
+"""A PostgreSQL server that restarts, cuts connections, or has others on it: what is done again."""
 
 import threading
 import time

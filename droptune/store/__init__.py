@@ -3,6 +3,7 @@
     url.py      database URLs and what can go wrong with a database, in words
     engine.py   SQLAlchemy engines, set up the way droptune needs them
     server.py   what a database server needs besides: limits on waiting, lost connections
+    network.py  is a file on a network drive, where SQLite must not be used?
     schema.py   the tables
     migrate.py  creates and upgrades the tables by the scripts of `alembic/`
     store.py    `Store`, which writes

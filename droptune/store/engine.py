@@ -19,8 +19,16 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from droptune.errors import StoreError
+from droptune.store.network import network_drive
 from droptune.store.server import prepare_server
-from droptune.store.url import driver_url, explain, hide, require_file, require_folder
+from droptune.store.url import (
+    driver_url,
+    explain,
+    hide,
+    require_file,
+    require_folder,
+    sqlite_path,
+)
 
 BUSY_SECONDS = 30.0
 """How long a SQLite connection waits for another writer before it gives up, in seconds."""
@@ -37,9 +45,11 @@ def open_engine(url: str, *, create: bool) -> Engine:
         create: a missing SQLite file may be created; otherwise it is an error.
 
     Raises:
-        StoreError: the URL is malformed, its driver is missing, or its folder or file is.
+        StoreError: the URL is malformed, its driver is missing, or its folder or file is; or
+            it is a SQLite file on a network drive.
     """
     require_folder(url) if create else require_file(url)
+    _require_local(url)
     try:
         # Parameters are hidden in SQLAlchemy's own messages: they may be anybody's data.
         engine = create_engine(
@@ -129,6 +139,18 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(part) for part in value]
     return value
+
+
+def _require_local(url: str) -> None:
+    """Raise StoreError where a SQLite file is on a network drive."""
+    path = sqlite_path(url)
+    drive = network_drive(path) if path is not None else None
+    if drive is not None:
+        raise StoreError(
+            f"{url} is on a network drive ({drive}), where SQLite loses data without a word once "
+            "two machines or processes write; give a file on a local disk, such as "
+            "sqlite:////tmp/droptune.db, or a server, postgresql://user@host/name, as --store"
+        )
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:

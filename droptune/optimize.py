@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from droptune import settings
@@ -14,7 +15,7 @@ from droptune.population import Population
 from droptune.progress import Progress
 from droptune.search import PAIRED, Search
 from droptune.space import AS_GIVEN, CONTROL, TUNED
-from droptune.store import Store, prepare_engine
+from droptune.store import Store, driver_url, prepare_engine
 from droptune.trainers import (
     FunctionTrainer,
     FusedTrainer,
@@ -73,7 +74,8 @@ class Optimization:
                 self._seed(stored)
             if stored is not None:
                 check_same(self.study.name, stored["definition"], self.definition)
-            with self.clockwork("search"):  # refuses what it cannot do before anything is stored
+            # Refuses what it cannot do before anything is stored.
+            with self.clockwork("search"), store.alone():
                 self.search = self._open_search(stored)
             try:
                 self.study_id = self._record(stored)
@@ -102,7 +104,7 @@ class Optimization:
         if stored is not None and study.pruner == PAIRED:
             curves = self.store.search_curves(stored["id"], study.objective)
         return Search(
-            study.url,
+            driver_url(study.url),
             study.name,
             study.space,
             direction=self.direction,
@@ -113,7 +115,7 @@ class Optimization:
             rungs=sorted(settings.rungs(study.epochs, study.pruner)),
             curves=curves,
             say=self.shown.message,
-            prepare_engine=prepare_engine,
+            prepare_engine=partial(prepare_engine, url=study.url),
             patience=study.patience,
         )
 

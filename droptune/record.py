@@ -14,6 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from droptune.errors import DroptuneError, StoreError, StudyError
+from droptune.retry import again
 from droptune.samplers import kept, quiet
 
 
@@ -70,12 +71,19 @@ class Record:
             StudyError: another process works on the study.
             StoreError: the trial cannot be stored.
         """
-        with self._storing("store a trial of study"):
+
+        def work(repeated: bool) -> int:
+            known = self._created(number, template) if repeated else None
+            if known is not None:
+                return known
             trial_id = self._store.create_new_trial(self._study_id, template)
             if not self._is(trial_id, number):
                 self._store.set_trial_state_values(trial_id, TrialState.FAIL)
                 raise self._other_process()
-        self._ids[number] = trial_id
+            return trial_id
+
+        with self._storing("store a trial of study"):
+            self._ids[number] = again(work)
 
     def start(self, number: int, missing: Mapping[str, tuple[BaseDistribution, Any]]) -> None:
         """Store that a WAITING trial is running.
@@ -86,17 +94,24 @@ class Record:
                 that was put in line with Optuna's own tools.
         """
         trial_id = self._ids[number]
-        with self._storing("start a trial of study"):
+
+        def work(repeated: bool) -> None:
+            if repeated and self._rdb.get_trial(trial_id).state == TrialState.RUNNING:
+                return
             for name, (distribution, value) in missing.items():
                 internal = distribution.to_internal_repr(value)
                 self._store.set_trial_param(trial_id, name, internal, distribution)
             if not self._store.set_trial_state_values(trial_id, TrialState.RUNNING):
                 raise self._other_process()
 
+        with self._storing("start a trial of study"):
+            again(work)
+
     def report(self, number: int, epoch: int, value: float) -> None:
         """Store the objective of a running trial after an epoch; a second value replaces it."""
+        trial_id = self._ids[number]
         with self._storing("store a rung of study"):
-            self._store.set_trial_intermediate_value(self._ids[number], epoch, value)
+            again(lambda _: self._store.set_trial_intermediate_value(trial_id, epoch, value))
 
     def finish(
         self,
@@ -108,13 +123,19 @@ class Record:
     ) -> None:
         """Store the end of a trial; the attributes go first, for then it is closed."""
         trial_id = self._ids[number]
-        with self._storing("store the result of a trial of study"):
+
+        def work(repeated: bool) -> None:
+            if repeated and self._ended_so(trial_id, state, values):
+                return
             for key, value in system_attrs.items():
                 self._store.set_trial_system_attr(trial_id, key, value)
             for key, value in user_attrs.items():
                 self._store.set_trial_user_attr(trial_id, key, value)
             if not self._store.set_trial_state_values(trial_id, state, values):
                 raise self._other_process()
+
+        with self._storing("store the result of a trial of study"):
+            again(work)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -142,6 +163,23 @@ class Record:
                 f"the trials of study {self._name!r} are not numbered in a row, for several"
                 " processes have written to it at once; choose another name"
             )
+
+    def _created(self, number: int, template: FrozenTrial) -> int | None:
+        """Return the id of a trial that an earlier try stored; None if it did not."""
+        try:
+            trial_id = self._rdb.get_trial_id_from_study_id_trial_number(self._study_id, number)
+        except KeyError:
+            return None
+        stored = self._rdb.get_trial(trial_id)
+        alike = ("state", "user_attrs", "datetime_start")  # to the microsecond
+        if any(getattr(stored, name) != getattr(template, name) for name in alike):
+            raise self._other_process()
+        return trial_id
+
+    def _ended_so(self, trial_id: int, state: TrialState, values: Sequence[float] | None) -> bool:
+        """Say whether an earlier try stored this end of a trial."""
+        stored = self._rdb.get_trial(trial_id)
+        return (stored.state, stored.values) == (state, None if values is None else [*values])
 
     def _is(self, trial_id: int, number: int) -> bool:
         try:  # answered from memory, without a query, if the number is the right one
@@ -181,7 +219,11 @@ def open_storage(
     # Optuna takes a URL for a template, in which braces are doubled. SQLite waits five
     # seconds for a lock by default, too little when several studies start at once.
     template = url.replace("{", "{{").replace("}", "}}")
-    options = {"connect_args": {"timeout": 30}} if url.startswith("sqlite") else {}
+    options: dict[str, Any] = {"hide_parameters": True}
+    if url.startswith("sqlite"):
+        options["connect_args"] = {"timeout": 30}
+    else:
+        options["pool_pre_ping"] = True
     try:
         storage = optuna.storages.RDBStorage(template, engine_kwargs=options)
         storage.remove_session()

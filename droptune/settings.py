@@ -23,6 +23,7 @@ _CHOICES = {
     "encoding": ENCODINGS,
     "direction": ("minimize", "maximize", None),
 }
+_LONGEST_NAME = 512
 _LEAST = {
     "trials": 1,
     "epochs": 1,
@@ -45,6 +46,7 @@ def check(settings: Mapping[str, Any]) -> None:
         if not isinstance(value, str) or not value.strip():
             raise StudyError(f"{what} {value!r}: give a text that is not empty")
     _check_trainer(settings["trainer"], settings["train"])
+    _check_name(settings["name"])
     store = settings["store"]
     if store is not None and not isinstance(store, str):
         raise StudyError(f"store is a {type(store).__name__}; give a URL: sqlite:///droptune.db")
@@ -80,6 +82,16 @@ def check(settings: Mapping[str, Any]) -> None:
             f"{settings['epochs']}; train for {_least_epochs(settings['pruner'])} or more, or take "
             "pruner 'none'"
         )
+
+
+def _check_name(name: str) -> None:
+    """Check that every database can hold a name; Optuna's column has 512 characters."""
+    if len(name) > _LONGEST_NAME:
+        raise StudyError(
+            f"name {name[:20]!r}... has {len(name)} characters; give at most {_LONGEST_NAME}"
+        )
+    if "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
+        raise StudyError(f"name {name!r}: give a text without NUL and halves of characters")
 
 
 def rungs(epochs: int, pruner: str) -> frozenset[int]:

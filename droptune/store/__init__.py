@@ -2,6 +2,8 @@
 
     url.py      database URLs and what can go wrong with a database, in words
     engine.py   SQLAlchemy engines, set up the way droptune needs them
+    server.py   what a database server needs besides: limits on waiting, lost connections
+    network.py  is a file on a network drive, where SQLite must not be used?
     schema.py   the tables
     migrate.py  creates and upgrades the tables by the scripts of `alembic/`
     store.py    `Store`, which writes
@@ -17,10 +19,11 @@ from importlib import import_module
 _HOMES = {
     "Queries": "queries",
     "Store": "store",
+    "driver_url": "url",
     "hide": "url",
     "prepare_engine": "engine",
 }
-__all__ = ["Queries", "Store", "hide", "prepare_engine"]
+__all__ = ["Queries", "Store", "driver_url", "hide", "prepare_engine"]
 
 
 def __getattr__(name: str) -> object:

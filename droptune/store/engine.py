@@ -7,6 +7,7 @@ transaction takes the write lock when it begins (BEGIN IMMEDIATE) and waits for 
 
 import json
 import math
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -18,7 +19,16 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from droptune.errors import StoreError
-from droptune.store.url import explain, hide, require_file, require_folder
+from droptune.store.network import network_drive
+from droptune.store.server import prepare_server
+from droptune.store.url import (
+    driver_url,
+    explain,
+    hide,
+    require_file,
+    require_folder,
+    sqlite_path,
+)
 
 BUSY_SECONDS = 30.0
 """How long a SQLite connection waits for another writer before it gives up, in seconds."""
@@ -35,11 +45,19 @@ def open_engine(url: str, *, create: bool) -> Engine:
         create: a missing SQLite file may be created; otherwise it is an error.
 
     Raises:
-        StoreError: the URL is malformed, its driver is missing, or its folder or file is.
+        StoreError: the URL is malformed, its driver is missing, or its folder or file is; or
+            it is a SQLite file on a network drive.
     """
     require_folder(url) if create else require_file(url)
+    _require_local(url)
     try:
-        engine = create_engine(url, json_serializer=to_json, pool_pre_ping=_is_server(url))
+        # Parameters are hidden in SQLAlchemy's own messages: they may be anybody's data.
+        engine = create_engine(
+            driver_url(url),
+            json_serializer=to_json,
+            pool_pre_ping=not url.startswith("sqlite"),
+            hide_parameters=True,
+        )
     except (ArgumentError, NoSuchModuleError, ValueError):
         # `from None`: the cause may quote the URL with its password.
         raise StoreError(
@@ -47,20 +65,26 @@ def open_engine(url: str, *, create: bool) -> Engine:
             "or postgresql://user@host/name"
         ) from None
     except ModuleNotFoundError as error:
+        extra = "droptune[postgresql]" if error.name == "psycopg" else error.name
         raise StoreError(
-            f"{hide(url)} needs the Python package {error.name!r}; install it and run again"
+            f"{hide(url)} needs the Python package {error.name!r}; "
+            f"run `pip install {shlex.quote(extra)}` and try again"
         ) from None
-    return prepare_engine(engine)
+    return prepare_engine(engine, url)
 
 
-def prepare_engine(engine: Engine) -> Engine:
+def prepare_engine(engine: Engine, url: str | None = None) -> Engine:
     """Make the connections that `engine` opens from now on safe for several writers.
 
     SQLite: write-ahead log, synchronous=NORMAL (a commit survives the death of any process;
     a power cut may lose the last ones, never the file), foreign keys, a wait of
     `BUSY_SECONDS` for other writers, and BEGIN IMMEDIATE unless the execution option
-    `READS` is set. Other databases are left as they are. Connections that are open
-    already are not changed: call `engine.dispose()` for that.
+    `READS` is set. A server: see server.py. Connections that are open already are not
+    changed: call `engine.dispose()` for that.
+
+    Args:
+        engine: a new one.
+        url: as the user wrote it, for messages; None: as the engine has it.
 
     Returns:
         The same engine.
@@ -68,6 +92,8 @@ def prepare_engine(engine: Engine) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    else:
+        prepare_server(engine, url)
     return engine
 
 
@@ -95,6 +121,16 @@ def finite(number: float | None) -> float | None:
     return float(number) if number is not None and math.isfinite(number) else None
 
 
+def storable(text: str) -> str:
+    """Return a text as every database can hold it: NUL and halves of characters replaced.
+
+    PostgreSQL takes no NUL character, and UTF-8 has no lone surrogates, which Python makes of
+    file names that are not UTF-8.
+    """
+    whole = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return whole.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return finite(value)
@@ -105,8 +141,16 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _is_server(url: str) -> bool:
-    return not url.startswith("sqlite")
+def _require_local(url: str) -> None:
+    """Raise StoreError where a SQLite file is on a network drive."""
+    path = sqlite_path(url)
+    drive = network_drive(path) if path is not None else None
+    if drive is not None:
+        raise StoreError(
+            f"{url} is on a network drive ({drive}), where SQLite loses data without a word once "
+            "two machines or processes write; give a file on a local disk, such as "
+            "sqlite:////tmp/droptune.db, or a server, postgresql://user@host/name, as --store"
+        )
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:

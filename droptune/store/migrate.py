@@ -118,6 +118,7 @@ def upgrade(engine: "Engine", revision: str = "head") -> Upgrade:
         SchemaError: the database is newer than this droptune.
     """
     from droptune.store.engine import explained
+    from droptune.store.server import lock_tables
 
     url = engine.url.render_as_string(hide_password=False)
     with explained(url), _ONE_AT_A_TIME:
@@ -127,6 +128,7 @@ def upgrade(engine: "Engine", revision: str = "head") -> Upgrade:
         target = head() if revision == "head" else revision
         backup = _copy_aside(engine, before) if before not in (None, target) else None
         with engine.begin() as connection:
+            lock_tables(connection)
             _alembic("upgrade", connection, target)
             return Upgrade(before, _revision(connection), backup)
 

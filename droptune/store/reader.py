@@ -129,7 +129,8 @@ class EngineReader:
 def _engine_reader(url: str) -> EngineReader:
     from droptune.store.engine import READS, explained, open_engine
 
-    engine = open_engine(url, create=False).execution_options(**{READS: True})
+    reads = {READS: True, "postgresql_readonly": True}
+    engine = open_engine(url, create=False).execution_options(**reads)
 
     @contextmanager
     def connect() -> "Iterator[Connection]":

@@ -6,17 +6,18 @@ inside `store.transaction()`: it would wait for itself.
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Insert, bindparam, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
 from droptune.errors import StudyError
+from droptune.retry import again
 from droptune.store import migrate
-from droptune.store.engine import READS, explained, finite, open_engine
+from droptune.store.engine import READS, explained, finite, open_engine, storable
 from droptune.store.queries import (
     Queries,
     confirm_runs,
@@ -26,8 +27,11 @@ from droptune.store.queries import (
     search_seconds,
 )
 from droptune.store.reader import EngineReader
-from droptune.store.schema import CurveRow, RunRow, SiteRow, StudyRow, VerdictRow
+from droptune.store.schema import CurveRow, RunRow, SiteRow, StudyRow, VerdictRow, now
+from droptune.store.server import lock_tables
 from droptune.store.url import hide
+
+T = TypeVar("T")
 
 FLOATS = ("difference", "low", "high", "p_value", "level")
 """The columns of a verdict that are numbers with a fraction."""
@@ -80,7 +84,8 @@ class Store:
     def transaction(self) -> Iterator[None]:
         """Write all that is recorded inside in ONE transaction, or nothing when it raises.
 
-        A transaction inside another of the same thread joins it.
+        A transaction inside another of the same thread joins it. It is not tried again where
+        a server fails for a moment: for that there is `write`.
         """
         if self._connection is not None:
             yield
@@ -91,6 +96,38 @@ class Store:
                 yield
             finally:
                 self._local.connection = None
+
+    def write(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns, run in one transaction.
+
+        Where a server is away or busy for a moment the whole of it is run again (retry.py), so
+        `work` must do nothing but write here. Inside another transaction it joins that one.
+
+        Raises:
+            StoreError: it could not be stored; nothing of it is.
+        """
+        if self._connection is not None:
+            return work()
+
+        def attempt(repeated: bool) -> T:
+            self._local.repeated = repeated
+            try:
+                with self.transaction():
+                    return work()
+            finally:
+                self._local.repeated = False
+
+        return again(attempt)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let no other process make tables meanwhile; for Optuna's, which it makes itself."""
+        if self.engine.dialect.name == "sqlite":  # it has no such lock, and needs none
+            yield
+            return
+        with explained(self.url), self.engine.begin() as connection:
+            lock_tables(connection)
+            yield
 
     def create_study(
         self,
@@ -115,25 +152,27 @@ class Store:
             StudyError: there is a study of this name.
         """
         values = {"name": name, "definition": definition, "environment": environment}
-        with self.transaction():
+        values["created_at"] = now()
+        rows = [_site(position, site) for position, site in enumerate(sites)]
+
+        def work() -> int:
+            if (known := self._stored(StudyRow, values, "name", "created_at")) is not None:
+                return known
             try:
                 study_id = self._insert(StudyRow, values)
             except IntegrityError:
                 raise StudyError(
                     f"study {name!r} is already in {self}; give another name, or open it to go on"
                 ) from None
-            rows = [_site(study_id, position, site) for position, site in enumerate(sites)]
             if rows:
-                self._execute(insert(SiteRow), rows)
-        return study_id
+                self._execute(insert(SiteRow), [{**row, "study_id": study_id} for row in rows])
+            return study_id
+
+        return self.write(work)
 
     def study(self, name: str) -> dict[str, Any] | None:
         """Return id, name, definition, environment and created_at (UTC) of a study, or None."""
-        with self._reading() as connection:
-            row = connection.execute(
-                select(StudyRow.__table__).where(StudyRow.name == name)
-            ).one_or_none()
-        return None if row is None else dict(row._mapping)
+        return self._row(select(StudyRow.__table__).where(StudyRow.name == name))
 
     def start_run(
         self,
@@ -182,8 +221,10 @@ class Store:
             "device": device,
             "trial_number": trial_number,
             "state": "running",
+            "started_at": now(),
         }
-        return self._insert(RunRow, values)
+        same = ("study_id", "phase", "arm", "trial_number", "block", "slot", "started_at")
+        return self._insert_once(RunRow, values, *same)
 
     def record(self, rows: Iterable[tuple[int, int, float | None, Mapping[str, Any]]]) -> None:
         """Store the scores of one epoch of many runs in one transaction.
@@ -234,7 +275,7 @@ class Store:
             "state": state,
             "seconds": finite(seconds),
             "epochs": epochs,
-            "message": message,
+            "message": None if message is None else storable(message),
             "test": test,
         }
         self._execute(_END_RUN, values)
@@ -255,7 +296,7 @@ class Store:
             For each run that is complete or failed: id, arm, block, seed, state, plan, test,
             epochs, seconds, message, and metrics (of its last epoch, None when it has none).
         """
-        return confirm_runs(EngineReader(self._reading), study_id)
+        return self._read(confirm_runs, study_id)
 
     def search_runs(self, study_id: int) -> list[dict[str, Any]]:
         """Return the search runs that are complete or failed, oldest first.
@@ -263,7 +304,7 @@ class Store:
         Returns:
             trial_number, state, message and metrics (of the last epoch) of each.
         """
-        return search_runs(EngineReader(self._reading), study_id)
+        return self._read(search_runs, study_id)
 
     def control_fit(self, study_id: int) -> dict[str, Any] | None:
         """Return how no dropout fitted in the search, see `droptune.gap.fit`, or None."""
@@ -278,12 +319,13 @@ class Store:
 
         Runs that a dead process left are not counted: how long they took is not known.
         """
-        return search_seconds(EngineReader(self._reading), study_id)
+        return self._read(search_seconds, study_id)
 
     def save_verdict(self, study_id: int, verdict: Mapping[str, Any]) -> None:
         """Store a verdict; keys are the columns of `droptune_verdict`."""
         numbers = {key: finite(verdict[key]) for key in FLOATS if key in verdict}
-        self._insert(VerdictRow, {**verdict, **numbers, "study_id": study_id})
+        values = {**verdict, **numbers, "study_id": study_id, "created_at": now()}
+        self._insert_once(VerdictRow, values, "study_id", "created_at")
 
     def verdict(self, study_id: int) -> dict[str, Any] | None:
         """Return the latest verdict of a study, or None."""
@@ -293,9 +335,7 @@ class Store:
             .order_by(VerdictRow.id.desc())
             .limit(1)
         )
-        with self._reading() as connection:
-            row = connection.execute(query).one_or_none()
-        return None if row is None else dict(row._mapping)
+        return self._row(query)
 
     def queries(self) -> Queries:
         """Return the listings over this store's connections; they see what it wrote."""
@@ -313,11 +353,39 @@ class Store:
         return getattr(self._local, "connection", None)
 
     def _execute(self, statement: Any, rows: Any = None) -> Any:
-        with self.transaction():
-            return self._connection.execute(statement, rows)
+        return self.write(lambda: self._connection.execute(statement, rows))
 
     def _insert(self, table: Any, values: Mapping[str, Any]) -> int:
         return self._execute(insert(table.__table__), values).inserted_primary_key[0]
+
+    def _insert_once(self, table: Any, values: Mapping[str, Any], *same: str) -> int:
+        """Insert a row, unless an earlier try has; return its id."""
+
+        def work() -> int:
+            known = self._stored(table, values, *same)
+            return self._insert(table, values) if known is None else known
+
+        return self.write(work)
+
+    def _stored(self, table: Any, values: Mapping[str, Any], *same: str) -> int | None:
+        """Return the id of the row that an earlier try stored, known by its columns `same`."""
+        if not getattr(self._local, "repeated", False):
+            return None
+        equal = (table.__table__.c[key].is_not_distinct_from(values[key]) for key in same)
+        return self._connection.execute(select(table.id).where(*equal)).scalar()
+
+    def _row(self, query: Any) -> dict[str, Any] | None:
+        """Return the only row of a query as a dict, or None."""
+
+        def work(_repeated: bool) -> Any:
+            with self._reading() as connection:
+                return connection.execute(query).one_or_none()
+
+        row = again(work)
+        return None if row is None else dict(row._mapping)
+
+    def _read(self, what: Callable[[EngineReader, int], T], study_id: int) -> T:
+        return again(lambda _repeated: what(EngineReader(self._reading), study_id))
 
     def _reading(self) -> AbstractContextManager[Connection]:
         return self._joined() if self._connection is not None else self._read_only()
@@ -345,6 +413,6 @@ def _upsert_curve(dialect: str) -> Insert:
     )
 
 
-def _site(study_id: int, position: int, site: Mapping[str, Any]) -> dict[str, Any]:
+def _site(position: int, site: Mapping[str, Any]) -> dict[str, Any]:
     today = {"kind": site.get("kind"), "rate": site.get("rate")}
-    return {**site, **today, "study_id": study_id, "position": position}
+    return {**site, **today, "position": position}

@@ -13,17 +13,9 @@ _FILE = re.compile(r"sqlite(?:\+pysqlite)?:///(?P<path>[^?]+)(?P<query>\?.*)?", 
 _USER_PASSWORD = re.compile(r"^(.*?://|(?!.*://))([^:@]*):(?P<secret>.*)@", re.DOTALL)
 _QUERY_PASSWORD = re.compile(r"([?&](?:ssl)?(?:password|passwd|pwd)=)(?P<secret>[^&]*)", re.I)
 
-# What the drivers say (lower case, SQLite first, then PostgreSQL), and what we say.
-_CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
-    (
-        ("is locked", "lock timeout", "could not obtain lock"),
-        "is locked by another program; wait for it or end it, then run again; "
-        "what is stored is kept",
-    ),
-    (
-        ("disk is full", "disk full", "no space left"),
-        "cannot grow, the disk is full; free some space and run again; what is stored is kept",
-    ),
+# What the drivers say in lower case, and what we say: about a file, about a server, about both.
+_Causes = tuple[tuple[tuple[str, ...], str], ...]
+_FILE_CAUSES: _Causes = (
     (
         ("readonly database", "read-only", "permission denied"),
         "is read-only for this user; allow writing to the file and its folder, "
@@ -43,9 +35,70 @@ _CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
         "cannot be opened; check that the path is a file and that its folder is writable, "
         "or give another --store",
     ),
+)
+# What a server answers when it is there and does not want us.
+_REFUSALS: _Causes = (
     (
-        ("connection refused", "could not connect", "server closed", "connection failed"),
+        ("authentication failed", "no password supplied", "no pg_hba.conf entry"),
+        "refuses this user or password; check both (in a URL @ is written %40, / %2F, : %3A), "
+        "or ask who runs the server to let this user in",
+    ),
+    (
+        ("failed to resolve host", "could not translate host", "name or service not known"),
+        "cannot be reached, its host is not known; check the name of the host",
+    ),
+    (
+        ("role", "does not exist"),
+        "refuses this user, who does not exist there; check the name, or have the user made",
+    ),
+    (
+        ("database", "does not exist"),
+        "does not exist on that server; make it (`createdb NAME`), or give another --store",
+    ),
+)
+_SERVER_CAUSES: _Causes = (
+    (
+        ("read-only transaction",),
+        "is read-only (a standby, or set so); give the server that can be written to as --store",
+    ),
+    (
+        ("permission denied", "must be owner"),
+        "may not be used so by this user; let its owner GRANT the rights to read and write "
+        "droptune's and Optuna's tables, to make them also CREATE on the schema",
+    ),
+    (
+        ("connection slots", "too many clients", "too many connections"),
+        "takes no more connections; end other programs or raise its max_connections",
+    ),
+    (
+        ("deadlock", "could not serialize"),
+        "is used by others in a way that gets in the way of this one",
+    ),
+    (
+        (
+            "connection refused",
+            "could not connect",
+            "server closed",
+            "connection failed",
+            "terminating connection",
+            "connection is bad",
+            "connection is closed",
+            "connection is lost",
+            "connection timeout",
+            "the database system is",
+        ),
         "cannot be reached; check that the server runs and that host and port are right",
+    ),
+)
+_COMMON_CAUSES: _Causes = (
+    (
+        ("is locked", "lock timeout", "could not obtain lock"),
+        "is locked by another program; wait for it or end it, then run again; "
+        "what is stored is kept",
+    ),
+    (
+        ("disk is full", "disk full", "no space left"),
+        "cannot grow, the disk is full; free some space and run again; what is stored is kept",
     ),
 )
 
@@ -92,13 +145,36 @@ def require_file(url: str) -> None:
         )
 
 
+def driver_url(url: str) -> str:
+    """Return the URL with the driver that droptune installs, where it names none.
+
+    `postgresql://` alone is another driver in each version of SQLAlchemy, and `postgres://`,
+    which many hosts hand out, none at all.
+    """
+    scheme, separator, rest = url.partition("://")
+    known = scheme in ("postgresql", "postgres") and separator
+    return f"postgresql+psycopg://{rest}" if known else url
+
+
 def explain(error: BaseException, url: str) -> StoreError:
     """Return a driver's error as a StoreError of one line that names no password."""
-    words = _without_secrets(str(error), url)
-    for said, ours in _CAUSES:
-        if any(part in words.lower() for part in said):
+    words = _without_secrets(str(error), url).strip() or "unknown error"
+    own = _FILE_CAUSES if url.startswith("sqlite") else _REFUSALS + _SERVER_CAUSES
+    for said, ours in (*_COMMON_CAUSES, *own):
+        if _said(said, words):
             return StoreError(f"{hide(url)} {ours}")
-    return StoreError(f"{hide(url)} cannot be used: {words.strip().splitlines()[0]}")
+    return StoreError(f"{hide(url)} cannot be used: {words.splitlines()[0]}")
+
+
+def is_refused(error: BaseException) -> bool:
+    """Say whether a server answered, and will answer the same when it is asked again."""
+    return any(_said(said, str(error)) for said, _ in _REFUSALS)
+
+
+def _said(parts: tuple[str, ...], words: str) -> bool:
+    """Say whether a cause fits: any of its parts; all of them before `does not exist`."""
+    every = all if "does not exist" in parts else any
+    return every(part in words.lower() for part in parts)
 
 
 def _without_secrets(words: str, url: str) -> str:
@@ -106,4 +182,4 @@ def _without_secrets(words: str, url: str) -> str:
         for match in pattern.finditer(url):
             for secret in {match["secret"], unquote(match["secret"])} - {""}:
                 words = words.replace(secret, "***")
-    return words or "unknown error"
+    return words

@@ -14,7 +14,15 @@ import pytest
 
 from droptune.errors import StoreError, StudyError
 from droptune.search import SAMPLERS
-from tests.search.tiny import TinySpace, run, stored
+from tests.search.tiny import TinySpace, run, storage, stored
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    """URL of an empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'd.db'}"
+    return request.getfixturevalue("postgres").fresh()
 
 
 def test_optuna_reads_the_study_without_droptune(search, url):
@@ -23,13 +31,14 @@ def test_optuna_reads_the_study_without_droptune(search, url):
     one.report(asked.number, 1, 0.5)
     one.tell(asked.number, 0.75)
     one.ask()
-    study = optuna.load_study(study_name="theirs", storage=url)
-    assert study.direction.name == "MAXIMIZE"
-    assert study.best_value == 0.75
-    assert TinySpace().suggest(optuna.trial.FixedTrial(study.best_params)) == asked.plan
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "RUNNING"]
-    assert study.trials[0].intermediate_values == {1: 0.5}
-    assert study.trials[0].datetime_complete >= study.trials[0].datetime_start
+    with storage(url) as opened:
+        study = optuna.load_study(study_name="theirs", storage=opened)
+        assert study.direction.name == "MAXIMIZE"
+        assert study.best_value == 0.75
+        assert TinySpace().suggest(optuna.trial.FixedTrial(study.best_params)) == asked.plan
+        assert [trial.state.name for trial in study.trials] == ["COMPLETE", "RUNNING"]
+        assert study.trials[0].intermediate_values == {1: 0.5}
+        assert study.trials[0].datetime_complete >= study.trials[0].datetime_start
 
 
 def test_the_command_line_of_optuna_reads_the_store(search, url):
@@ -42,20 +51,19 @@ def test_the_command_line_of_optuna_reads_the_store(search, url):
 
 def test_optunas_dashboard_reads_the_store(search, url):
     run(search(), 3)
-    app = optuna_dashboard.wsgi(optuna.storages.RDBStorage(url))
+    with storage(url) as opened:
+        app = optuna_dashboard.wsgi(opened)
 
-    def get(path: str) -> dict:
-        request = {"PATH_INFO": path, "QUERY_STRING": "after=0"}
-        setup_testing_defaults(request)
-        return json.loads(b"".join(app(request, lambda *status: None)))
+        def get(path: str) -> dict:
+            request = {"PATH_INFO": path, "QUERY_STRING": "after=0"}
+            setup_testing_defaults(request)
+            return json.loads(b"".join(app(request, lambda *status: None)))
 
-    (study,) = get("/api/studies")["study_summaries"]
-    assert study["study_name"] == "s"
-    trials = get(f"/api/studies/{study['study_id']}")["trials"]
-    assert [trial["state"] for trial in trials] == ["Complete"] * 3
-    assert [trial["values"] for trial in trials] == [
-        [t.value] for t in optuna.load_study(study_name="s", storage=url).trials
-    ]
+        (study,) = get("/api/studies")["study_summaries"]
+        assert study["study_name"] == "s"
+        trials = get(f"/api/studies/{study['study_id']}")["trials"]
+        assert [trial["state"] for trial in trials] == ["Complete"] * 3
+        assert [trial["values"] for trial in trials] == [[t.value] for t in stored(url)]
 
 
 def test_two_processes_on_one_study_are_noticed_and_lose_nothing(search, url):

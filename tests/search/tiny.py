@@ -1,5 +1,6 @@
 """A space and a model so small that a search over them takes no time."""
 
+import contextlib
 from typing import ClassVar
 
 import optuna
@@ -62,6 +63,18 @@ def run(search, trials):
     return seen
 
 
+@contextlib.contextmanager
+def storage(url):
+    """Open a store as Optuna opens it, and close its connections."""
+    opened = optuna.storages.RDBStorage(url)
+    try:
+        yield opened
+    finally:
+        opened.remove_session()
+        opened.engine.dispose()
+
+
 def stored(url, name="s"):
     """Read the trials as Optuna reads them, with nothing of droptune."""
-    return optuna.load_study(study_name=name, storage=url).trials
+    with storage(url) as opened:
+        return optuna.load_study(study_name=name, storage=opened).trials

@@ -29,13 +29,28 @@ def tuned_url(made, tmp_path, url):
     return url
 
 
-@pytest.fixture(params=["sqlite3", "sqlalchemy"])
-def queries(request, tuned_url):
-    """The listings of a study with six trials, by each reader."""
-    url = tuned_url
+@pytest.fixture(scope="session")
+def made_on_server(postgres, tuned):
+    """The name of a database like `made` on a server."""
+    tuned(postgres.database(name="tuned"))
+    return "tuned"
+
+
+@pytest.fixture(params=["sqlite3", "sqlalchemy", "postgresql"])
+def where(request):
+    """The URL of a study with six trials, for each reader."""
+    if request.param == "postgresql":
+        made = request.getfixturevalue("made_on_server")
+        return request.getfixturevalue("postgres").database(made)
     options = "?uri=false" if request.param == "sqlalchemy" else ""
-    with Queries(url + options) as queries:
-        assert isinstance(queries._reader, SQLiteReader) == (request.param == "sqlite3")
+    return request.getfixturevalue("tuned_url") + options
+
+
+@pytest.fixture
+def queries(where):
+    """The listings of a study with six trials, by each reader."""
+    with Queries(where) as queries:
+        assert isinstance(queries._reader, SQLiteReader) == where.endswith(".db")
         yield queries
 
 
@@ -133,8 +148,8 @@ def test_best_before_a_verdict_is_the_best_trial_so_far_and_undecided(queries, e
     }
 
 
-def test_best_is_the_verdict_once_there_is_one(queries, url, examples):
-    with Store(url) as store:
+def test_best_is_the_verdict_once_there_is_one(queries, where, examples):
+    with Store(where) as store:
         store.save_verdict(store.study("mine")["id"], {**VERDICT, "plan": examples.plan(0.2)})
     assert queries.best("mine") == {
         "study": "mine",
@@ -209,8 +224,8 @@ def test_a_name_is_never_taken_as_sql(queries):
     assert len(queries.studies()) == 1
 
 
-def test_confirm_runs_are_those_of_the_store(queries, url, examples):
-    with Store(url) as store:
+def test_confirm_runs_are_those_of_the_store(queries, where, examples):
+    with Store(where) as store:
         run = {**examples.run, "phase": "confirm", "arm": "no dropout"}
         run_id = store.start_run(1, plan=examples.plan(0), **run)
         store.record([(run_id, 1, 0.5, {"val_loss": 0.5})])
@@ -231,9 +246,10 @@ def test_a_store_reads_what_it_wrote_in_an_open_transaction(url, examples):
         assert store.queries().studies()[0]["name"] == "mine"
 
 
-def test_a_reader_cannot_write(tuned_url):
-    with Queries(tuned_url) as queries, pytest.raises(StoreError, match="read-only"):
-        queries._reader.rows("DELETE FROM droptune_study")
+def test_a_reader_cannot_write(tuned_url, made_on_server, postgres):
+    for url in (tuned_url, postgres.database(made_on_server)):
+        with Queries(url) as queries, pytest.raises(StoreError, match="read-only"):
+            queries._reader.rows("DELETE FROM droptune_study")
 
 
 LOADED = """

@@ -30,7 +30,7 @@ class StoreContract:
 
     def all_of(self, store, table):
         with store.engine.connect() as connection:
-            rows = connection.execute(text(f"SELECT * FROM droptune_{table}"))
+            rows = connection.execute(text(f"SELECT * FROM droptune_{table} ORDER BY 1, 2"))
             return [dict(row._mapping) for row in rows]
 
     def test_a_study_comes_back_as_stored(self, store, study_id, url):
@@ -230,3 +230,11 @@ class TestSQLite(StoreContract):
             store.study("mine")
         with pytest.raises(StoreError, match="not JSON"):
             store.queries().studies()
+
+
+class TestPostgreSQL(StoreContract):
+    """A database of its own on a real server."""
+
+    @pytest.fixture
+    def url(self, postgres):
+        return postgres.database()

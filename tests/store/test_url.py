@@ -4,7 +4,7 @@ import pytest
 
 from droptune.errors import StoreError
 from droptune.store import Store
-from droptune.store.url import explain, hide, sqlite_path
+from droptune.store.url import driver_url, explain, hide, sqlite_path
 
 SECRET = "hunter2"
 URLS = [
@@ -82,3 +82,46 @@ def test_the_file_of_a_url(url, path):
 def test_what_a_driver_says_that_we_do_not_know_is_passed_on_in_one_line():
     error = explain(RuntimeError("\n strange things\nand more"), "sqlite:///x.db")
     assert str(error) == "sqlite:///x.db cannot be used: strange things"
+
+
+@pytest.mark.parametrize(
+    ("url", "driver"),
+    [
+        ("postgresql://ann@host/name", "postgresql+psycopg://ann@host/name"),
+        ("postgres://ann@host/name", "postgresql+psycopg://ann@host/name"),
+        ("postgresql+psycopg2://ann@host/name", "postgresql+psycopg2://ann@host/name"),
+        ("sqlite:///postgres.db", "sqlite:///postgres.db"),
+        ("postgres", "postgres"),
+    ],
+)
+def test_a_url_gets_the_driver_that_droptune_installs(url, driver):
+    assert driver_url(url) == driver
+
+
+@pytest.mark.parametrize(
+    ("said", "ours"),
+    [
+        ("FATAL: password authentication failed for user 'ann'", "refuses this user or password"),
+        ("FATAL: role 'ann' does not exist", "refuses this user, who does not exist"),
+        ("FATAL: database 'x' does not exist", "does not exist on that server"),
+        ("permission denied for schema public", "let its owner GRANT the rights"),
+        ("cannot execute INSERT in a read-only transaction", "is read-only (a standby"),
+        ("FATAL: sorry, too many clients already", "takes no more connections"),
+        ("canceling statement due to lock timeout", "is locked by another program"),
+        ("could not extend file: No space left on device", "the disk is full"),
+        ("relation 'x' does not exist", "cannot be used: relation 'x' does not exist"),
+    ],
+)
+def test_what_a_server_says_is_put_in_words(said, ours):
+    error = explain(RuntimeError(f"{said}\nmore"), "postgresql://ann@host/x")
+    assert str(error).startswith("postgresql://ann@host/x ")
+    assert ours in str(error)
+
+
+def test_a_missing_driver_names_the_extra_to_install(monkeypatch):
+    def missing(*args, **options):
+        raise ModuleNotFoundError("No module named 'psycopg'", name="psycopg")
+
+    monkeypatch.setattr("droptune.store.engine.create_engine", missing)
+    with pytest.raises(StoreError, match=r"pip install 'droptune\[postgresql\]'"):
+        Store("postgresql://ann@host/name")

@@ -32,6 +32,7 @@ class Status:
         epochs_per_second: training epochs of single members per second, all slots together.
         seconds_left: estimate until the end of the phase, in seconds.
         elapsed: since the start of the phase, in seconds.
+        note: what else there is to say, such as which block of confirmation it is.
     """
 
     phase: str
@@ -45,6 +46,7 @@ class Status:
     epochs_per_second: float | None
     seconds_left: float | None
     elapsed: float
+    note: str = ""
 
 
 class Progress(Protocol):
@@ -231,8 +233,9 @@ def _count(status: Status) -> str:
 
 def _figures(status: Status) -> list[str]:
     """Return what the members do, the best value so far, and the speed."""
+    parts = [status.note] if status.note else []
     counts = {"running": status.running, "pruned": status.pruned, "failed": status.failed}
-    parts = [f"{count} {word}" for word, count in counts.items() if count]
+    parts += [f"{count} {word}" for word, count in counts.items() if count]
     if _known(status.best):
         parts.append(f"best {status.objective} {status.best:.4g}")
     if _known(status.epochs_per_second):

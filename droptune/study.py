@@ -73,9 +73,12 @@ class Study:
             because dropout slows the start of training, so the default is none.
         trials: budget of the search in trials; a total over all runs of the command.
         time: budget of the search in seconds of training, or text such as "10m"; a total.
-        confirm_blocks: fresh seeds on which the finalists are trained again; 0: none, and the
-            verdict is undecided.
-        finalists: how many plans go to confirmation besides no dropout and as given.
+        confirm_blocks: fresh seeds for the verdict, at most: it ends as soon as it is clear.
+            From 5 on, 2 more choose the finalist beforehand. 0: none, and it is undecided.
+        finalists: how many plans may be chosen besides the model as given.
+        level: of the verdict and its interval, such as 0.95.
+        margin: the least improvement worth having, in the objective's unit; None: 1 % of the
+            mean without dropout.
         seed: of everything.
         trainer: "auto", "fused" or "serial".
         slots: members at once, or "auto": measured.
@@ -110,8 +113,10 @@ class Study:
     pruner: str = "none"
     trials: int = 64
     time: float | str | None = None
-    confirm_blocks: int = 8
+    confirm_blocks: int = 10
     finalists: int = 3
+    level: float = 0.95
+    margin: float | None = None
     seed: int = 0
     trainer: str = "auto"
     slots: int | str = "auto"

@@ -101,6 +101,7 @@ class Meter:
         failed: int = 0,
         best: float | None = None,
         seconds_left: float | None = None,
+        note: str = "",
     ) -> None:
         """Tell the progress.
 
@@ -111,6 +112,7 @@ class Meter:
             failed: how many of `done` failed.
             best: value of the objective so far.
             seconds_left: of a time budget; None without one.
+            note: what else there is to say.
         """
         elapsed = time.monotonic() - self._began
         speed = self._trained / elapsed if elapsed > 0 else None
@@ -130,6 +132,7 @@ class Meter:
                 epochs_per_second=speed,
                 seconds_left=left,
                 elapsed=elapsed,
+                note=note,
             )
         )
 

@@ -261,7 +261,7 @@ def test_what_unpickles_or_evaluates_would_be_seen(line):
 def test_the_store_holds_numbers_texts_and_json_alone(used):
     tables = [name for (name,) in rows(used, "SELECT name FROM sqlite_master WHERE type = 'table'")]
     ours = [table for table in tables if table.startswith("droptune_")]
-    assert len(ours) == 6
+    assert len(ours) == 7
     for table in ours:
         kinds = {kind for _, _, kind, *_ in rows(used, f"PRAGMA table_info({table})")}
         assert kinds <= {

@@ -35,9 +35,10 @@ def best(name: str, store: str, as_json: bool) -> None:
                   the fresh seeds, its trial and the value it had there; before a verdict
                   {"trial", "value"}; or null
       control     the same of no dropout, or null
-      difference  {"mean", "low", "high", "p_value", "blocks", "level"} from no dropout in
-                  the objective's unit: of the plan where it helps, of the model as given
-                  where that hurts, else of the nearest finalist; or null
+      difference  {"mean", "low", "high", "p_value", "blocks", "level", "relative", "search"}
+                  from no dropout in the objective's unit: of the chosen finalist, or of the
+                  model as given where that hurts; "relative" is a part of the value of no
+                  dropout, "search" the difference that the search saw, luck and all; or null
       test        {metric: {"best", "control", "difference"}} on the test split, or null
     """
     with open_queries(store) as queries:

@@ -17,9 +17,9 @@ from sqlalchemy.exc import IntegrityError
 from droptune.errors import StudyError
 from droptune.store import migrate
 from droptune.store.engine import READS, explained, finite, open_engine
-from droptune.store.queries import Queries, confirm_runs, search_runs, search_seconds
+from droptune.store.queries import Queries, confirm_runs, designs, search_runs, search_seconds
 from droptune.store.reader import EngineReader
-from droptune.store.schema import CurveRow, RunRow, SiteRow, StudyRow, VerdictRow
+from droptune.store.schema import ConfirmationRow, CurveRow, RunRow, SiteRow, StudyRow, VerdictRow
 from droptune.store.url import hide
 
 FLOATS = ("difference", "low", "high", "p_value", "level")
@@ -256,6 +256,16 @@ class Store:
         Runs that a dead process left are not counted: how long they took is not known.
         """
         return search_seconds(EngineReader(self._reading), study_id)
+
+    def save_design(self, study_id: int, design: Mapping[str, Any]) -> None:
+        """Store the design of a study's next confirmation, as JSON."""
+        with self.transaction():
+            values = {"round": len(self.designs(study_id)) + 1, "design": design}
+            self._insert(ConfirmationRow, {**values, "study_id": study_id})
+
+    def designs(self, study_id: int) -> list[dict[str, Any]]:
+        """Return the designs of a study's confirmations, the first one first."""
+        return designs(EngineReader(self._reading), study_id)
 
     def save_verdict(self, study_id: int, verdict: Mapping[str, Any]) -> None:
         """Store a verdict; keys are the columns of `droptune_verdict`."""

@@ -4,6 +4,7 @@ Everything is a function of the stored designs and runs, so a confirmation that 
 goes on at its block, and ends as if it had not been.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -83,9 +84,7 @@ class Confirmation:
         A plan that was confirmed stays confirmed if a later confirmation, of other finalists,
         does not end in "helps".
         """
-        runs = self.runs()
-        outcomes = [design.outcome(runs) for design in self._designs]
-        outcomes = [one for one in outcomes if one is not None and one.blocks]
+        outcomes = [one for one in self._outcomes(self.runs()) if one is not None and one.blocks]
         helped = [one for one in outcomes if one.judge().verdict == HELPS]
         return (helped or outcomes or [None])[-1]
 
@@ -108,20 +107,24 @@ class Confirmation:
             winner = confirmed.design.arms[confirmed.chosen]
             if all(arm.plan != winner.plan for arm in arms.values()):
                 arms[f"finalist {1 + sum(_is_finalist(name) for name in arms)}"] = winner
-        rules = replace(rules, earlier=sum(map(bool, self._judged_blocks(runs))))
+        judged = sum(one is not None and len(one.blocks) > 0 for one in self._outcomes(runs))
+        rules = replace(rules, earlier=judged)
         design = Design(rules, arms, 1 + max((block for block, _ in runs), default=0))
         if not self._designs and runs:
             # Blocks of a droptune that stored no design: all that they may do now is choose.
-            first = range(1, design.first_block)
-            if common := Design.complete(design.plans(), first, runs):
-                return replace(design, first_block=1, selection=common)
+            older = range(1, design.first_block)
+            if Design.complete(design.plans(), older, runs) == len(older):
+                return replace(design, first_block=1, selection=len(older))
         finalists = sum(_is_finalist(name) for name in arms)
         return replace(design, selection=selection_blocks(finalists, rules.planned))
 
-    def _judged_blocks(self, runs: Runs) -> Sequence[int]:
-        """Return how many blocks each confirmation was judged on so far."""
-        outcomes = [design.outcome(runs) for design in self._designs]
-        return [0 if one is None else len(one.blocks) for one in outcomes]
+    def _outcomes(self, runs: Runs) -> list[Outcome | None]:
+        """Return what came of each confirmation: of its own blocks, not of a later one's."""
+        ends = [design.first_block for design in self._designs[1:]] + [math.inf]
+        return [
+            design.outcome({key: run for key, run in runs.items() if key[0] < end})
+            for design, end in zip(self._designs, ends, strict=False)
+        ]
 
     def _left(self, design: Design, selected: int) -> int:
         """Return how many runs there are at most after so many blocks of selection."""

@@ -421,7 +421,8 @@ def _text(
         )
     failed = ""
     if found.chosen.lacks and found.verdict != HURTS:
-        failed = f"; the finalist failed in {found.chosen.lacks} blocks, so it cannot help"
+        blocks = f"{found.chosen.lacks} of {found.chosen.lacks + found.chosen.n} blocks"
+        failed = f"; the finalist failed in {blocks}, so it cannot help"
     if difference is None or difference.p_value is None:
         seeds = difference.n if difference else 0
         paired = f"{seeds or 'no'} paired seed{'s' if seeds > 1 else ''}"
@@ -447,6 +448,6 @@ def _open_ends(found: Judgement, details: Mapping[str, Any], unit: str) -> str:
     of_control = f" ({100 * visible / abs(found.base):.2g} %)" if found.base else ""
     effect = " ".join(filter(None, [f"{visible:.2g}", unit]))
     return (
-        f"; {would} more blocks would decide, these see an effect of {effect}{of_control} "
-        "in 4 of 5 cases"
+        f"; {would} more blocks would decide, these show effects from {effect}{of_control} on "
+        f"with {100 * _POWER:.0f} % power"
     )

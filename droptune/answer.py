@@ -10,9 +10,10 @@ from statistics import fmean
 from typing import Any
 
 from droptune.design import Outcome
+from droptune.pairs import Difference
 from droptune.plan import Plan
 from droptune.space import AS_GIVEN, CONTROL
-from droptune.verdict import HURTS, Difference, Verdict, ruled_difference
+from droptune.verdict import HURTS, Verdict, ruled_difference
 
 
 @dataclass(frozen=True)

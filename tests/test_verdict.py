@@ -11,7 +11,8 @@ from scipy import stats
 
 from droptune import sequential
 from droptune.errors import StudyError
-from droptune.verdict import Rules, decide, paired_difference
+from droptune.pairs import paired_difference
+from droptune.verdict import Rules, decide
 
 CONTROL = [0.50, 0.52, 0.49, 0.51, 0.53, 0.50, 0.48, 0.52]
 NOISE = [0.001, -0.002, 0.003, 0.0, -0.001, 0.002, -0.003, 0.001]

@@ -4,17 +4,16 @@ Pure functions of stored runs; optimize.py reads them and stores what comes out.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
+from droptune.design import Outcome
+from droptune.pairs import Difference
 from droptune.plan import Plan
-from droptune.space import AS_GIVEN, CONTROL, TUNED
-from droptune.verdict import HELPS, Difference, Verdict, decide, paired_difference
-
-#: (block, plan) -> the run that ended there.
-Runs = Mapping[tuple[int, Plan], Mapping[str, Any]]
+from droptune.space import AS_GIVEN, CONTROL
+from droptune.verdict import HURTS, Verdict, ruled_difference
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,10 @@ class Result:
         objective: the metric that decided.
         best: the winner's arm, mean over the confirmation blocks and trial, and the lucky
             value that its search trial had.
-        control: the same of no dropout; where training was tuned, of the better of the
-            study's own training and the best of the search, both without dropout.
-        difference: winner minus no dropout, in the objective's unit; None if there is none.
+        control: the same of no dropout; where training was tuned, of the study's own training or
+            the best of the search without dropout, whichever leaves the finalist less.
+        difference: of the finalist, or of the model as given where that hurts, from no dropout,
+            in the objective's unit; None if there is none.
         test: means on the test split, read once, at the end; None without one.
         fit: of no dropout in the search, see `droptune.gap.fit`; None if it is not known.
         finished_before: nothing was left to do.
@@ -59,11 +59,16 @@ class Result:
             "objective": self.objective,
             "best": self.best,
             "control": self.control,
-            "difference": _difference(self.difference),
+            "difference": self._difference(),
             "test": self.test,
             "fit": self.fit,
         }
         return _plain(answer)
+
+    def _difference(self) -> dict[str, Any] | None:
+        """Return the difference, with what it is of the control and what the search said."""
+        found, details = _difference(self.difference), self.verdict.details
+        return found and found | {key: details.get(key) for key in ("relative", "search")}
 
     def to_row(self, direction: str) -> dict[str, Any]:
         """Return the columns of `droptune_verdict`, as JSON values.
@@ -103,97 +108,38 @@ def unconfirmed(
     return Result(study, verdict, plan, objective, winner, None, None, None)
 
 
-def confirmed(
-    study: str,
-    objective: str,
-    direction: str,
-    *,
-    arms: Mapping[str, Plan],
-    blocks: Sequence[int],
-    runs: Runs,
-    searched: Mapping[Plan, tuple[int, float]],
-    unit: str = "",
-    caveat: str | None = None,
-) -> Result:
-    """Return what the confirmation blocks say.
-
-    Where training is tuned there are two controls, plain and tuned, and "helps" takes being
-    better than either: an intersection-union test, whose level is that of its parts (Berger
-    1982, Technometrics 24, 295-300). Numbers are those against the control with the better
-    mean. The model as given is not tuned, so that it hurts is said by the plain control alone.
+def confirmed(study: str, outcome: Outcome, unit: str = "", caveat: str | None = None) -> Result:
+    """Return what a confirmation says.
 
     Args:
         study: its name.
-        objective: the metric that decides.
-        direction: `minimize` or `maximize`.
-        arms: name -> plan, no dropout among them.
-        blocks: numbers of the blocks that count.
-        runs: the stored ones.
-        searched: plan -> number and value of its trial in the search.
+        outcome: at least one block of it.
         unit: of the objective.
-        caveat: what the verdict's text says besides.
+        caveat: what the interval leaves out, for the text.
     """
-    by_arm = {arm: [runs.get((block, plan)) for block in blocks] for arm, plan in arms.items()}
-    values = {arm: [_final(run, objective) for run in found] for arm, found in by_arm.items()}
-    control, verdict = _judged(values, direction, objective, unit)
+    design, values, control = outcome.design, outcome.values, outcome.control
+    verdict = outcome.decide(unit)
     if caveat is not None:
         verdict = replace(verdict, text=f"{verdict.text}; {caveat}")
+    compared = AS_GIVEN if verdict.verdict == HURTS else outcome.chosen
+    found = [design.arms[arm].value for arm in (compared, control)]
+    search = None if None in found else found[0] - found[1]
 
     def described(arm: str) -> dict[str, Any]:
-        trial, lucky = searched.get(arms[arm], (None, None))
-        return {"arm": arm, "value": _mean(values[arm]), "trial": trial, "search_value": lucky}
+        one = design.arms[arm]
+        mean = _mean(values[arm])
+        return {"arm": arm, "value": mean, "trial": one.trial, "search_value": one.value}
 
     return Result(
         study,
-        verdict,
-        arms[verdict.arm],
-        objective,
+        replace(verdict, details=verdict.details | {"search": search}),
+        design.arms[verdict.arm].plan,
+        design.rules.objective,
         described(verdict.arm),
         described(control),
         verdict.difference,
-        _test(by_arm, verdict.arm, control),
+        _test(outcome, verdict.arm),
     )
-
-
-def _judged(
-    values: Mapping[str, Sequence[float]], direction: str, objective: str, unit: str
-) -> tuple[str, Verdict]:
-    """Return the control that decides, and the verdict against it."""
-    verdicts = {
-        control: decide(
-            values,
-            direction=direction,
-            objective=objective,
-            finalists=[arm for arm in values if arm not in (CONTROL, TUNED)],
-            control=control,
-            as_given=AS_GIVEN if control == CONTROL else None,
-            unit=unit,
-        )
-        for control in _controls(values, direction)
-    }
-    better, *_ = verdicts
-    control = next((c for c, verdict in verdicts.items() if verdict.verdict != HELPS), better)
-    return control, verdicts[control]
-
-
-def _controls(values: Mapping[str, Sequence[float]], direction: str) -> list[str]:
-    """Return the arms without dropout, that with the better mean first."""
-    sign = 1 if direction == "minimize" else -1
-    means = {arm: _mean(values[arm]) for arm in (CONTROL, TUNED) if arm in values}
-    return sorted(means, key=lambda arm: math.inf if means[arm] is None else sign * means[arm])
-
-
-def complete_blocks(arms: Collection[Plan], runs: Runs) -> set[int]:
-    """Return the numbers of the blocks in which every plan has ended."""
-    return {block for block, _ in runs if all((block, plan) in runs for plan in arms)}
-
-
-def _final(run: Mapping[str, Any] | None, objective: str) -> float:
-    """Return the objective at a run's last epoch; NaN if it diverged or was not run."""
-    if run is None or run["state"] != "complete":
-        return math.nan
-    value = (run["metrics"] or {}).get(objective)
-    return math.nan if value is None else value
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -201,12 +147,15 @@ def _mean(values: Sequence[float]) -> float | None:
     return fmean(finite) if finite else None
 
 
-def _test(
-    by_arm: Mapping[str, Sequence[Mapping[str, Any] | None]], winner: str, control: str
-) -> dict[str, Any] | None:
-    """Return the means on the test split of winner and control, and their difference."""
+def _test(outcome: Outcome, winner: str) -> dict[str, Any] | None:
+    """Return the means on the test split of winner and control, and their difference.
+
+    The blocks ended when the objective pleased, and test goes with it; so the test split's
+    intervals, too, are those that hold at all looks.
+    """
+    design, runs, control = outcome.design, outcome.runs, outcome.control
     tests = {
-        arm: [(run or {}).get("test") or {} for run in by_arm[arm]]
+        arm: [runs[block, design.arms[arm].plan].get("test") or {} for block in outcome.blocks]
         for arm in dict.fromkeys((winner, control))
     }
     names = list(dict.fromkeys(name for scores in tests[control] for name in scores))
@@ -218,7 +167,8 @@ def _test(
         }
         entry: dict[str, Any] = {"best": _mean(columns[winner]), "control": _mean(columns[control])}
         if winner != control:
-            entry["difference"] = _difference(paired_difference(columns[winner], columns[control]))
+            difference = ruled_difference(columns[winner], columns[control], design.rules)
+            entry["difference"] = _difference(difference)
         result[name] = entry
     return result or None
 

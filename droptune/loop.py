@@ -13,11 +13,12 @@ right after it leaves behind:
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from droptune.design import Block
 from droptune.errors import StoreError
 from droptune.members import End, MakeTrainer, Member, Members
 from droptune.plan import Plan
@@ -109,12 +110,12 @@ class Loop:
                 meter.epoch(len(scores), [member.epochs for member in ended])
                 self._show(meter, search, members, left)
 
-    def confirm(self, arms: Mapping[str, Plan], blocks: Mapping[int, int]) -> int:
-        """Train every arm to its end in each block; runs that are stored are not repeated.
+    def confirm(self, blocks: Iterable[Block], seed_of: Callable[[int], int]) -> int:
+        """Train blocks, every run to its end; runs that are stored are not repeated.
 
         Args:
-            arms: name -> plan.
-            blocks: number of the block -> its seed.
+            blocks: the next one is asked for when the one before has ended.
+            seed_of: number of a block -> its seed.
 
         Returns:
             How many runs were trained.
@@ -122,22 +123,23 @@ class Loop:
         with self.clockwork("store"):
             stored = self.store.confirm_runs(self.study_id)
         done = {(run["block"], Plan.from_json(run["plan"])) for run in stored}
-        todo = {
-            block: [(arm, plan) for arm, plan in arms.items() if (block, plan) not in done]
-            for block in blocks
-        }
-        total = sum(map(len, todo.values()))
-        if not total:
-            return 0
-        meter = self._meter("confirm", total)
-        members = self._members("confirm", max(map(len, todo.values())))
+        members, width, meter = None, 0, None
         counts = {"done": 0, "failed": 0}
-        with self._interrupting(members):
-            for block, missing in todo.items():
+        for block in blocks:
+            missing = [item for item in block.arms.items() if (block.number, item[1]) not in done]
+            if not missing:
+                continue
+            if meter is None:
+                ended = len(block.arms) - len(missing)
+                meter = self._meter("confirm", block.left - ended)
+            if len(block.arms) != width:
+                members = None  # its memory is needed
+                members, width = self._members("confirm", len(block.arms)), len(block.arms)
+            with self._interrupting(members):
                 while missing:  # a trainer with few slots takes several turns
-                    members.begin(blocks[block], block)
-                    missing = self._confirm_together(members, missing, meter, counts)
-        return total
+                    members.begin(seed_of(block.number), block.number)
+                    missing = self._confirm_together(members, missing, meter, counts, block.note)
+        return counts["done"]
 
     def _confirm_together(
         self,
@@ -145,6 +147,7 @@ class Loop:
         arms: list[tuple[str, Plan]],
         meter: Meter,
         counts: dict[str, int],
+        note: str,
     ) -> list[tuple[str, Plan]]:
         """Train as many arms as there are slots, from clock 0; return those still to train."""
         waiting = deque(arms)
@@ -160,7 +163,7 @@ class Loop:
             counts["done"] += len(ends)
             counts["failed"] += sum(end.state == "failed" for end in ends)
             meter.epoch(len(scores), [member.epochs for member in ended])
-            meter.show(running=members.ages, **counts)
+            meter.show(running=members.ages, note=note, **counts)
         lost, members.lost = members.lost, []
         return [(member.arm, member.plan) for member in lost] + list(waiting)
 
@@ -276,7 +279,7 @@ class Loop:
             failed=counts.failed,
             best=best[2] if best else None,
             seconds_left=max(left - members.seconds, 0.0) if left < float("inf") else None,
-            outlook=ahead.line(self.unit) if ahead else None,
+            note=ahead.line(self.unit) if ahead else "",
         )
 
 

@@ -1,20 +1,21 @@
 """One call of `Study.optimize`: open the store, search, confirm, judge."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from droptune import settings
-from droptune.answer import Result, complete_blocks, confirmed, unconfirmed
+from droptune.answer import Result, confirmed, unconfirmed
+from droptune.confirmation import Confirmation, make_arms
 from droptune.definition import all_kinds, check_same, environment
+from droptune.design import Outcome
 from droptune.kinds import derive
 from droptune.loop import Loop
-from droptune.plan import Plan
 from droptune.population import Population
 from droptune.progress import Progress
 from droptune.search import PAIRED, Search
-from droptune.space import AS_GIVEN, CONTROL, TUNED
+from droptune.space import AS_GIVEN, CONTROL
 from droptune.store import Store, driver_url, prepare_engine
 from droptune.trainers import (
     FunctionTrainer,
@@ -26,6 +27,7 @@ from droptune.trainers import (
     make_own,
     pick_device,
 )
+from droptune.verdict import Rules
 from droptune.warm import new_seeds, stored_seeds
 from droptune.watch import Clockwork, Interrupt
 
@@ -159,16 +161,15 @@ class Optimization:
         )
         if before < self.search.finished < study.trials and (said := self._impatient()):
             self.shown.message(said)
-        arms = self._arms()
-        blocks = {n: block_seed(study.seed, n) for n in range(1, study.confirm_blocks + 1)}
-        trained = loop.confirm(arms, blocks)
+        confirmation = self._confirmation()
+        trained = loop.confirm(confirmation.blocks(), lambda n: block_seed(study.seed, n))
         finished_before = self.search.finished == before and not trained
-        answer = self._answer(arms, blocks)
+        answer = self._answer(confirmation)
         with self.clockwork("store"):
             self._save(answer)
             fits = self.store.control_fit(self.study_id)
         if finished_before:
-            self.shown.message(self._finished(before))
+            self.shown.message(self._finished(before, confirmation.outcome()))
         return replace(
             answer, fit=fits, finished_before=finished_before, seconds=dict(self.clockwork.seconds)
         )
@@ -214,48 +215,34 @@ class Optimization:
 
     # The answer
 
-    def _arms(self) -> dict[str, Plan]:
-        """Return what is confirmed: the controls, and the best plans of the search."""
-        if self.search.best() is None:
-            return {}
-        arms = {name: self.fixed[name] for name in (CONTROL, AS_GIVEN) if name in self.fixed}
+    def _confirmation(self) -> Confirmation:
+        """Return the confirmation that goes on, or a new one of what the search found."""
+        study, search = self.study, self.search
+        controls = [self.fixed[name] for name in (CONTROL, AS_GIVEN) if name in self.fixed]
         # The best first; where training is tuned there are more of them than one.
-        bare = [plan for _, plan, _ in self.search.finalists(10**9) if not plan]
-        if bare and bare[0] not in arms.values():
-            arms[TUNED] = bare[0]
-        chosen = self.search.finalists(self.study.finalists, exclude=[*arms.values(), *bare])
-        return arms | {f"finalist {i}": plan for i, (_, plan, _) in enumerate(chosen, 1)}
+        bare = [trial for trial in search.finalists(10**9) if not trial[1]]
+        excluded = [*controls, *(plan for _, plan, _ in bare)]
+        finalists = search.finalists(study.finalists, exclude=excluded)
+        tuned = bare[0] if bare and bare[0][1] not in controls else None
+        arms = {}
+        if search.best() is not None:
+            arms = make_arms(self.fixed, finalists, search.first, tuned)
+        rules = Rules(
+            study.objective, self.direction, study.confirm_blocks, study.level, study.margin
+        )
+        found = Confirmation(self.store, self.study_id, arms, rules, self.clockwork)
+        if found.design is not None and (change := found.design.differs(rules)):
+            self.shown.message(change)
+        return found
 
-    def _answer(self, arms: Mapping[str, Plan], blocks: Iterable[int]) -> Result:
+    def _answer(self, confirmation: Confirmation) -> Result:
         """Return what the stored runs say; blocks beyond those asked for count too."""
-        study = self.study
-        with self.clockwork("store"):
-            ended = self.store.confirm_runs(self.study_id)
-        runs = {(run["block"], Plan.from_json(run["plan"])): run for run in ended}
-        counted = sorted({*blocks, *complete_blocks(arms.values(), runs)}) if arms else []
-        if not counted:
+        study, outcome = self.study, confirmation.outcome()
+        if outcome is None:
             return unconfirmed(
                 study.name, study.objective, self.search.best(), self._why_unconfirmed()
             )
-        return confirmed(
-            study.name,
-            study.objective,
-            self.direction,
-            arms=arms,
-            blocks=counted,
-            runs=runs,
-            searched=self._searched(arms),
-            unit=_unit(study),
-            caveat=_caveat(study),
-        )
-
-    def _searched(self, arms: Mapping[str, Plan]) -> dict[Plan, tuple[int, float]]:
-        """Return plan -> number and value of its trial: of finalists the one that chose them."""
-        best = {plan: (n, value) for n, plan, value in self.search.finalists(10**9)}
-        controls = {
-            plan: self.search.first(plan) for arm, plan in arms.items() if arm in self.fixed
-        }
-        return best | {plan: trial for plan, trial in controls.items() if trial is not None}
+        return confirmed(study.name, outcome, _unit(study), _caveat(study))
 
     def _save(self, answer: Result) -> None:
         """Store the verdict unless it is stored; a death may have come in before."""
@@ -265,6 +252,8 @@ class Optimization:
             self.store.save_verdict(self.study_id, row)
 
     def _why_unconfirmed(self) -> str:
+        if self.study.confirm_blocks and len(self.search.finalists(2)) == 1:
+            return "no plan but one was tried, there is nothing to compare; raise --trials"
         if self.search.best() is not None:
             return "nothing was confirmed; set confirm_blocks (--confirm-blocks) to 2 or more"
         counts = self.search.counts()
@@ -273,16 +262,19 @@ class Optimization:
             f"`droptune show --study {self.study.name} --trial 0` says why, or give more time"
         )
 
-    def _finished(self, trials: int) -> str:
+    def _finished(self, trials: int, outcome: Outcome | None) -> str:
         """Return the line that says that nothing was left to do, and what would change it."""
         study = self.study
-        more = "raise --trials or --confirm-blocks"
+        more = "raise --trials"
+        if outcome is None or not outcome.judge().settled:
+            more = "raise --trials or --confirm-blocks"
         if trials < study.trials:
             more = "raise --time" if study.time is not None else "its grid has no further plan"
             more = "raise --patience, or set it to 0" if self._impatient() else more
+        blocks = len(outcome.blocks) if outcome is not None else 0
         return (
             f"study {study.name!r} is finished: {trials} of {study.trials} trials, "
-            f"{study.confirm_blocks} blocks of confirmation; for more: {more}"
+            f"{blocks} blocks of confirmation; for more: {more}"
         )
 
     def _impatient(self) -> str | None:

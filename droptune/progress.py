@@ -32,7 +32,8 @@ class Status:
         epochs_per_second: training epochs of single members per second, all slots together.
         seconds_left: estimate until the end of the phase, in seconds.
         elapsed: since the start of the phase, in seconds.
-        outlook: what more trials are expected to gain, in words; None if it is not known.
+        note: what else there is to say, which block of confirmation it is, or what more
+            trials are expected to gain.
     """
 
     phase: str
@@ -46,7 +47,7 @@ class Status:
     epochs_per_second: float | None
     seconds_left: float | None
     elapsed: float
-    outlook: str | None = None
+    note: str = ""
 
 
 class Progress(Protocol):
@@ -233,12 +234,11 @@ def _count(status: Status) -> str:
 
 def _figures(status: Status) -> list[str]:
     """Return what the members do, the best value so far, and the speed."""
+    parts = [status.note] if status.note else []
     counts = {"running": status.running, "pruned": status.pruned, "failed": status.failed}
-    parts = [f"{count} {word}" for word, count in counts.items() if count]
+    parts += [f"{count} {word}" for word, count in counts.items() if count]
     if _known(status.best):
         parts.append(f"best {status.objective} {status.best:.4g}")
-    if status.outlook:
-        parts.append(status.outlook)
     if _known(status.epochs_per_second):
         speed = status.epochs_per_second
         parts.append(f"{speed:,.0f} epochs/s" if speed >= 10 else f"{speed:.2g} epochs/s")

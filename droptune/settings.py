@@ -57,6 +57,7 @@ def check(settings: Mapping[str, Any]) -> None:
     for what, least in _LEAST.items():
         if not _is_whole(settings[what], least):
             raise StudyError(f"{what} {settings[what]!r}: a whole number from {least} is needed")
+    _check_certainty(settings["level"], settings["margin"])
     if settings["slots"] != "auto" and not _is_whole(settings["slots"], 1):
         raise StudyError(f"slots {settings['slots']!r}: 'auto' or a whole number from 1 is needed")
     if settings["kinds"] is not None:
@@ -222,6 +223,21 @@ def _check_strategy(settings: Mapping[str, Any]) -> None:
                 f"strategy 'pbt' replaces a fifth of its members during training, which takes "
                 f"{what} from {least}; it has {settings[what]}"
             )
+
+
+def _check_certainty(level: Any, margin: Any) -> None:
+    """Check how sure a verdict is to be, and of how much."""
+    if not _is_number(level) or not 0.5 <= level < 1:
+        raise StudyError(f"level {level!r}: a number from 0.5 and below 1 is needed, as 0.95")
+    if margin is not None and not (_is_number(margin) and 0 < margin < math.inf):
+        raise StudyError(
+            f"margin {margin!r}: a number above 0 is needed, the least improvement worth having "
+            "in the objective's unit, or None for 1 % of the mean without dropout"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_whole(value: Any, least: int) -> bool:

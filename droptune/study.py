@@ -91,9 +91,12 @@ class Study:
         time: budget of the search in seconds of training, or text such as "10m"; a total.
         patience: end the search when so many more trials are expected to gain less than a
             confirmation could tell apart, see `droptune.patience`; 0: only the budget ends it.
-        confirm_blocks: fresh seeds on which the finalists are trained again; 0: none, and the
-            verdict is undecided.
-        finalists: how many plans go to confirmation besides no dropout and as given.
+        confirm_blocks: fresh seeds for the verdict, at most: it ends as soon as it is clear.
+            From 5 on, 2 more choose the finalist beforehand. 0: none, and it is undecided.
+        finalists: how many plans may be chosen besides the model as given.
+        level: of the verdict and its interval, such as 0.95.
+        margin: the least improvement worth having, in the objective's unit; None: 1 % of the
+            mean without dropout.
         seed: of everything.
         trainer: "auto", "fused" or "serial"; or a trainer of your own, made by a function
             (task, slots or None, device) -> `Trainer`, such as `TableTrainer.of(outcome)`.
@@ -134,8 +137,10 @@ class Study:
     trials: int = 64
     time: float | str | None = None
     patience: int = 0
-    confirm_blocks: int = 8
+    confirm_blocks: int = 10
     finalists: int = 3
+    level: float = 0.95
+    margin: float | None = None
     seed: int = 0
     trainer: str | Callable[..., Trainer] = "auto"
     slots: int | str = "auto"

@@ -1,15 +1,17 @@
 """Does dropout help? Paired statistics over blocks; pure functions of numbers.
 
 A block gives every arm the same seed, so arms are compared by their differences within
-blocks. Several finalists are compared with the same control, and the best of several is
-lucky as well as good; the bar therefore rises with their number (Bonferroni, the first step
-of Holm 1979, https://www.jstor.org/stable/4615733). It holds whatever the finalists have in
-common, and the finalists were chosen on another block than those used here. Testing all of
-them on all blocks finds more than choosing on one half and testing on the other: with 8
-blocks and 3 finalists the bar is 3.1 standard errors of 8 pairs instead of 3.2 of 4 pairs.
+blocks. The finalist was chosen on other blocks than those used here, so it is one hypothesis,
+and its mean is not the luckiest of several: nothing is corrected for the number of finalists.
 
-What the guarantee assumes: differences that are roughly normal over seeds, and one look.
-Adding blocks until a verdict pleases is testing several times.
+After each block one may look, stop, or add more blocks: intervals and p-values hold at all
+looks together (droptune/sequential.py). "helps" is wrong in at most (1 - level) / 2 of studies
+without an effect, "hurts" in as many, whatever the number of blocks and however often the
+budget is raised; in at most 1 - level if the search goes on and is confirmed anew, however
+often. What this assumes: differences that are roughly normal over seeds. Without an
+effect they are symmetric, for the arms of a pair could be swapped; if their tails are heavier
+than normal, the t test is wrong less often still (Benjamini 1983, Is the t test really
+conservative when the parent distribution is long-tailed? JASA 78, 645-654).
 """
 
 import math
@@ -18,9 +20,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
 
+from droptune import sequential
 from droptune.errors import StudyError
+from droptune.pairs import Difference, Look, difference_of, look
 from droptune.rounding import rounded
 
 HELPS, NO_BENEFIT, HURTS, UNDECIDED = "helps", "no benefit", "hurts", "undecided"
@@ -28,27 +31,47 @@ HELPS, NO_BENEFIT, HURTS, UNDECIDED = "helps", "no benefit", "hurts", "undecided
 # What counts as a benefit worth having where the caller names no margin: this fraction of
 # the control's mean, in the objective's unit.
 RELEVANT = 0.01
+#: How far ahead it is said how many more blocks would decide.
+_HORIZON = 200
+_POWER = 0.8  # of the smallest effect that a study is said to see
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The mean paired difference, arm minus control, in the objective's unit.
+class Rules:
+    """How a confirmation is judged, fixed before its first block.
 
     Attributes:
-        mean: over the pairs; NaN without one.
-        low, high: ends of the confidence interval of the mean; None where the pairs say
-            nothing about the spread (fewer than two, or all differences equal).
-        p_value: two-sided, of no difference; None with fewer than two pairs.
-        n: number of pairs.
-        level: of the interval.
+        objective: name of the metric that decides.
+        direction: `minimize` or `maximize`, what the objective is to do.
+        planned: number of blocks that the budget had when confirmation began.
+        level: of the verdict and of the intervals.
+        margin: the least improvement worth having; None: `RELEVANT` of the control's mean.
+        earlier: how many confirmations of other finalists the study had before. Each halves
+            what may be wrong in the next, so all together stay below twice the first's:
+            "helps" at most 1 - level, by Bonferroni's inequality with unequal parts.
     """
 
-    mean: float
-    low: float | None
-    high: float | None
-    p_value: float | None
-    n: int
+    objective: str
+    direction: Literal["minimize", "maximize"]
+    planned: int
     level: float = 0.95
+    margin: float | None = None
+    earlier: int = 0
+
+    @property
+    def parts(self) -> int:
+        """What p-values are multiplied by, and 1 - level divided."""
+        return 2**self.earlier
+
+    @property
+    def strict(self) -> float:
+        """The level of this confirmation on its own."""
+        return 1 - (1 - self.level) / self.parts
+
+    @property
+    def sign(self) -> float:
+        """What a difference is multiplied by, so that positive is better."""
+        return -1.0 if self.direction == "minimize" else 1.0
 
 
 @dataclass(frozen=True)
@@ -57,13 +80,12 @@ class Verdict:
 
     Attributes:
         verdict: `helps`, `no benefit`, `hurts` or `undecided`.
-        arm: the finalist that helps, else the control: what to use.
-        difference: of the finalist that helps or comes nearest to it, or of the model as
-            given where that hurts; None without a pair. Interval and p-value of a finalist
-            hold for all finalists together.
+        arm: the finalist if it helps, else the control: what to use.
+        difference: of the chosen finalist, or of the model as given where that hurts; None
+            without a pair.
         text: the verdict in one line.
-        details: JSON values: the margin, and each finalist's difference on its own, its
-            Holm p-value and the blocks it lacks.
+        details: JSON values, the keys of `decide`.
+        settled: further blocks are not needed.
     """
 
     verdict: Literal["helps", "no benefit", "hurts", "undecided"]
@@ -71,116 +93,145 @@ class Verdict:
     difference: Difference | None
     text: str
     details: dict[str, Any] = field(default_factory=dict)
+    settled: bool = False
 
     def __str__(self) -> str:
         return self.text
 
 
-def paired_difference(
-    arm: Sequence[float], control: Sequence[float], level: float = 0.95
-) -> Difference:
-    """Return the mean of `arm - control` over blocks with its t interval and p-value.
+def ruled_difference(arm: Sequence[float], control: Sequence[float], rules: Rules) -> Difference:
+    """Return `paired_difference` as it holds at all looks of all confirmations of a study."""
+    return _ruled(look(arm, control, rules.strict, rules.planned), rules)
 
-    The paired t test, as `scipy.stats.ttest_rel`. A pair with a value that is not finite is
-    left out. Differences that are all equal (to rounding) have no spread to measure: it is
-    more likely that the objective is coarse, say an accuracy on few samples, than that it
-    has no noise. All zero: p is 1 and the interval [0, 0]. Otherwise there is no interval,
-    and p is that of the sign test, 2 / 2^n, which uses the signs alone.
 
-    Args:
-        arm: the objective by block.
-        control: the objective by block, in the same order.
-        level: of the interval, in (0, 1).
+@dataclass(frozen=True)
+class Judgement:
+    """What one look says; without p-values and words, which take longer.
 
-    Raises:
-        StudyError: the two do not have the same number of blocks.
+    Attributes:
+        verdict: as in `Verdict`.
+        settled: further blocks are not needed.
+        chosen, given: the looks at the finalist and the model as given, if they are there.
+        base: mean of the control; NaN without a block.
+        margin: in the objective's unit.
+        constant: the objective has the same value in all runs.
     """
-    x, y = np.asarray(arm, dtype=float), np.asarray(control, dtype=float)
-    if x.shape != y.shape:
-        raise StudyError(
-            f"an arm has {x.size} blocks and its control {y.size}; give a value, or NaN, for"
-            " every block"
-        )
-    both = np.isfinite(x) & np.isfinite(y)
-    x, y = x[both], y[both]
-    d, n = x - y, int(x.size)
-    if n < 2:
-        return Difference(float(d[0]) if n else math.nan, None, None, None, n, level)
-    mean, spread = float(d.mean()), float(d.std(ddof=1))
-    if spread <= 8 * np.finfo(float).eps * max(np.abs(x).max(), np.abs(y).max()):
-        if not d.any():
-            return Difference(0.0, 0.0, 0.0, 1.0, n, level)
-        return Difference(mean, None, None, 2.0 ** (1 - n), n, level)
-    error = spread / math.sqrt(n)
-    reach = float(stdtrit(n - 1, 0.5 + level / 2)) * error
-    p_value = float(2 * stdtr(n - 1, -abs(mean) / error))
-    return Difference(mean, mean - reach, mean + reach, p_value, n, level)
+
+    verdict: str
+    settled: bool
+    chosen: Look
+    given: Look | None
+    base: float
+    margin: float
+    constant: bool
+
+    @property
+    def shown(self) -> Look:
+        """The look that the verdict is about."""
+        nothing = self.given is not None and not self.chosen.n
+        return self.given if self.verdict == HURTS or nothing else self.chosen
 
 
-def decide(
+def judge(
     values: Mapping[str, Sequence[float]],
+    rules: Rules,
+    chosen: str,
     *,
-    direction: Literal["minimize", "maximize"],
-    objective: str,
-    finalists: Sequence[str],
     control: str = "no dropout",
-    as_given: str | None = "as given",
-    level: float = 0.95,
-    margin: float | None = None,
-    unit: str | None = None,
-) -> Verdict:
-    """Return what the confirmation blocks say about dropout.
+    as_given: str = "as given",
+) -> Judgement:
+    """Return what the blocks say about the finalist, and whether they are enough.
 
-    - helps: a finalist is better than the control, at `1 - level` over all finalists
-      together. Of several the one with the best mean is named. A finalist that lacks a
-      block which the control has cannot help: a run that diverged is no missing value.
-    - hurts: no finalist helps, and the model as given is worse than the control.
-    - no benefit: neither, and the intervals of all finalists exclude an improvement of
-      `margin` or more.
+    - helps: the finalist is better than the control. One that lacks a block which the control
+      has cannot help: a run that diverged is no missing value.
+    - hurts: the finalist does not help, and the model as given is worse than the control.
+    - no benefit: neither, and the interval of the finalist excludes an improvement of the
+      margin or more, or the finalist cannot help.
     - undecided: otherwise.
 
-    With no true effect "helps" comes out in at most `(1 - level) / 2` of studies: one side.
+    Blocks are enough as soon as the finalist helps; or it brings no benefit and the model as
+    given, where there is one, is known to hurt or to cost less than the margin. Differences
+    that are all zero are never enough: the objective may be coarse.
 
     Args:
         values: arm -> the objective by block, in the same order; NaN where a run has none.
-        direction: `minimize` or `maximize`, what the objective is to do.
-        objective: its name.
-        finalists: the arms that may help; the model as given may be one of them.
+        rules: fixed before the first block.
+        chosen: the finalist; may be the model as given.
         control: the arm without dropout.
         as_given: the arm of the model as given; need not be in `values`.
-        level: of the verdict and of the intervals.
-        margin: the least improvement worth having; None: `RELEVANT` of the control's mean.
-        unit: of the objective, for the text; None: nats if it is a cross-entropy.
 
     Raises:
         StudyError: an arm is missing, or arms differ in their number of blocks.
     """
-    _check_arms(values, (control, *finalists))
-    sign = -1.0 if direction == "minimize" else 1.0  # times a difference: positive is better
+    _check_arms(values, (control, chosen))
     base = np.asarray(values[control], dtype=float)
     finite = base[np.isfinite(base)]
-    if margin is None:
-        margin = RELEVANT * abs(float(finite.mean())) if finite.size else 0.0
-    alone = {name: paired_difference(values[name], base, level) for name in finalists}
-    joint = {name: _simultaneous(values[name], base, level, len(alone)) for name in alone}
-    lacks = {name: int(finite.size) - d.n for name, d in alone.items()}
-    has_given = as_given is not None and as_given in values
-    given = paired_difference(values[as_given], base, level) if has_given else None
-    verdict, arm, difference = _judge(joint, lacks, given, sign, 1 - level, margin, control)
-    details = {
-        "objective": objective,
-        "margin": margin,
-        "correction": f"Bonferroni over {len(alone)} finalists",
-        "finalists": _table(alone, lacks),
-        "as given": asdict(given) if given else None,
+    mean = float(finite.mean()) if finite.size else math.nan
+    margin = RELEVANT * abs(mean) if rules.margin is None else rules.margin
+    looks = {
+        arm: look(values[arm], base, rules.strict, rules.planned)
+        for arm in (chosen, as_given)
+        if arm in values
     }
-    text = _text(verdict, difference, _unit(objective) if unit is None else unit)
-    return Verdict(verdict, arm, difference, text, details)
+    best, given, sign = looks[chosen], looks.get(as_given), rules.sign
+    helps = not best.lacks and best.beyond(sign)
+    hurts = given is not None and given.beyond(-sign)
+    no_gain = best.lacks > 0 or sign * best.end(sign) < margin
+    known = given is None or hurts or sign * given.end(-sign) > -margin
+    constant = finite.size > 1 and not np.ptp(finite) and all(one.flat for one in looks.values())
+    if helps:
+        verdict = HELPS
+    elif hurts:
+        verdict = HURTS
+    else:
+        verdict = NO_BENEFIT if no_gain and not constant else UNDECIDED
+    settled = helps or (no_gain and known and not best.flat)
+    return Judgement(verdict, settled, best, given, mean, margin, constant)
 
 
-def _unit(objective: str) -> str:
-    """Return the unit of an objective, as far as its name tells it."""
-    return "nats" if "cross_entropy" in objective else ""
+def decide(
+    values: Mapping[str, Sequence[float]],
+    rules: Rules,
+    chosen: str,
+    *,
+    control: str = "no dropout",
+    as_given: str = "as given",
+    unit: str | None = None,
+) -> Verdict:
+    """Return what the blocks say about dropout, in words and numbers; else as `judge`.
+
+    Args:
+        values, rules, chosen, control, as_given: as in `judge`.
+        unit: of the objective, for the text; None: nats if it is a cross-entropy.
+
+    Returns:
+        The verdict; its details have the keys objective; margin; planned; relative, the
+        difference over the control's mean; chosen and as given, their differences or None;
+        lacking, the blocks in which the finalist failed; visible, the smallest effect that
+        these blocks show with 80 % power; and more_blocks, how many would decide, None where
+        nothing is open or no sensible number would.
+    """
+    found = judge(values, rules, chosen, control=control, as_given=as_given)
+    unit = _unit(rules.objective) if unit is None else unit
+    by_arm = {
+        arm: None if one is None or not one.n else _ruled(one, rules)
+        for arm, one in (("chosen", found.chosen), ("as given", found.given))
+    }
+    difference = by_arm["as given" if found.shown is found.given else "chosen"]
+    is_open = found.verdict == UNDECIDED and not found.constant
+    details = {
+        "objective": rules.objective,
+        "margin": found.margin,
+        "planned": rules.planned,
+        "relative": found.shown.mean / abs(found.base) if found.shown.n and found.base else None,
+        "lacking": found.chosen.lacks,
+        "visible": _visible(found.chosen, rules),
+        "more_blocks": _more_blocks(found, rules) if is_open else None,
+        **{arm: one and asdict(one) for arm, one in by_arm.items()},
+    }
+    text = _text(found, rules, difference, details, unit)
+    arm = chosen if found.verdict == HELPS else control
+    return Verdict(found.verdict, arm, difference, text, details, found.settled)
 
 
 def _check_arms(values: Mapping[str, Sequence[float]], needed: Sequence[str]) -> None:
@@ -193,72 +244,82 @@ def _check_arms(values: Mapping[str, Sequence[float]], needed: Sequence[str]) ->
         )
 
 
-def _judge(
-    joint: Mapping[str, Difference],
-    lacks: Mapping[str, int],
-    given: Difference | None,
-    sign: float,
-    alpha: float,
-    margin: float,
-    control: str,
-) -> tuple[str, str, Difference | None]:
-    """Return the verdict, the arm to use and the difference to show."""
-    order = sorted(
-        (name for name, difference in joint.items() if difference.n),
-        key=lambda name: -sign * joint[name].mean,
-    )
-    for name in order:
-        if not lacks[name] and _significant(joint[name], sign, alpha):
-            return HELPS, name, joint[name]
-    if given is not None and _significant(given, -sign, alpha):
-        return HURTS, control, given
-    nearest = joint[order[0]] if order else given
-    # The end of the interval on the side of improvement.
-    ends = [d.high if sign > 0 else d.low for d in joint.values()]
-    if ends and all(end is not None and sign * end < margin for end in ends):
-        return NO_BENEFIT, control, nearest
-    return UNDECIDED, control, nearest
+def _ruled(one: Look, rules: Rules) -> Difference:
+    """Return a look with its interval and p-value, corrected for earlier confirmations."""
+    found = difference_of(one, rules.level, rules.planned)
+    if found.p_value is None:
+        return found
+    return replace(found, p_value=min(1.0, rules.parts * found.p_value))
 
 
-def _significant(difference: Difference, sign: float, alpha: float) -> bool:
-    """Tell whether there is a difference on the side of `sign`."""
-    p_value = difference.p_value
-    return p_value is not None and p_value <= alpha and sign * difference.mean > 0
+def _visible(one: Look, rules: Rules) -> float | None:
+    """Return the smallest effect that so many blocks show, in the objective's unit."""
+    if not one.error:
+        return None
+    spread = one.error * math.sqrt(one.n)
+    return spread * sequential.visible_effect(one.n, rules.planned, rules.strict, _POWER)
 
 
-def _simultaneous(
-    arm: Sequence[float], control: Sequence[float], level: float, comparisons: int
-) -> Difference:
-    """Return a difference whose interval and p-value hold for all comparisons together."""
-    one = paired_difference(arm, control, 1 - (1 - level) / comparisons)
-    p_value = None if one.p_value is None else min(1.0, comparisons * one.p_value)
-    return replace(one, p_value=p_value, level=level)
+def _more_blocks(found: Judgement, rules: Rules) -> int | None:
+    """Return how many more blocks would decide if mean and spread stayed as they are."""
+    one, sign = found.chosen, rules.sign
+    if not one.error:
+        return None
+    bars = sequential.boundary(_HORIZON, rules.planned, rules.strict)
+    for n in range(max(one.n + 1, min(bars)), _HORIZON + 1):
+        reach = bars[n] * one.error * math.sqrt(one.n / n)
+        if abs(one.mean) > reach and sign * one.mean > 0 or sign * one.mean + reach < found.margin:
+            return n - one.n
+    return None
 
 
-def _table(alone: Mapping[str, Difference], lacks: Mapping[str, int]) -> dict[str, Any]:
-    """Return each finalist's own difference, with the p-value of Holm (1979) beside it."""
-    tested = sorted(
-        (name for name in alone if alone[name].p_value is not None),
-        key=lambda name: alone[name].p_value,
-    )
-    holm, highest = {}, 0.0
-    for rank, name in enumerate(tested):
-        highest = max(highest, min(1.0, (len(alone) - rank) * alone[name].p_value))
-        holm[name] = highest
-    return {
-        name: asdict(difference) | {"holm_p_value": holm.get(name), "missing_blocks": lacks[name]}
-        for name, difference in alone.items()
-    }
+def _unit(objective: str) -> str:
+    """Return the unit of an objective, as far as its name tells it."""
+    return "nats" if "cross_entropy" in objective else ""
 
 
-def _text(verdict: str, difference: Difference | None, unit: str) -> str:
-    """Return one line: verdict, difference, interval, p-value and number of seeds."""
-    if difference is None or difference.n < 2:
-        seeds = 0 if difference is None else difference.n
-        found = "no paired seed" if not seeds else "1 paired seed"
-        return f"{verdict}: {found}, at least 2 are needed; confirm with more blocks"
+def _text(
+    found: Judgement,
+    rules: Rules,
+    difference: Difference | None,
+    details: Mapping[str, Any],
+    unit: str,
+) -> str:
+    """Return one line: verdict, difference, interval, p-value, number of seeds, what is open."""
+    if found.constant:
+        return (
+            f"{UNDECIDED}: {rules.objective} is {found.base:.4g} in every run, it cannot tell "
+            "plans apart; choose another objective, such as val_loss"
+        )
+    failed = ""
+    if found.chosen.lacks and found.verdict != HURTS:
+        blocks = f"{found.chosen.lacks} of {found.chosen.lacks + found.chosen.n} blocks"
+        failed = f"; the finalist failed in {blocks}, so it cannot help"
+    if difference is None or difference.p_value is None:
+        seeds = difference.n if difference else 0
+        paired = f"{seeds or 'no'} paired seed{'s' if seeds > 1 else ''}"
+        least = sequential.first_look(rules.planned)
+        more = f"at least {least} are needed; confirm with more blocks"
+        return f"{found.verdict}: {paired}, {more}{failed}"
     shown = rounded(difference.mean, difference.low, difference.high)
+    relative = details["relative"]
+    shown += [f"({100 * relative:+.2g} %)"] if relative else []
     parts = [" ".join(filter(None, [shown[0], unit, *shown[1:]]))]
-    parts.append(f"p = {difference.p_value:.2g}")
-    parts.append(f"{difference.n} paired seeds")
-    return f"{verdict}: {', '.join(parts)}"
+    parts += [f"p = {difference.p_value:.2g}", f"{difference.n} paired seeds"]
+    parts += [f"confirmation {rules.earlier + 1}"] if rules.earlier else []
+    open_ends = _open_ends(found, details, unit) if found.verdict == UNDECIDED else ""
+    return f"{found.verdict}: {', '.join(parts)}{failed}{open_ends}"
+
+
+def _open_ends(found: Judgement, details: Mapping[str, Any], unit: str) -> str:
+    """Return how many more blocks would decide, and what these could have seen."""
+    visible, more = details["visible"], details["more_blocks"]
+    if visible is None:
+        return "; all differences are equal, the objective may be too coarse"
+    would = f"more than {_HORIZON - found.chosen.n}" if more is None else f"about {more}"
+    of_control = f" ({100 * visible / abs(found.base):.2g} %)" if found.base else ""
+    effect = " ".join(filter(None, [f"{visible:.2g}", unit]))
+    return (
+        f"; {would} more blocks would decide, these show effects from {effect}{of_control} on "
+        f"with {100 * _POWER:.0f} % power"
+    )

@@ -101,7 +101,7 @@ class Meter:
         failed: int = 0,
         best: float | None = None,
         seconds_left: float | None = None,
-        outlook: str | None = None,
+        note: str = "",
     ) -> None:
         """Tell the progress.
 
@@ -112,7 +112,7 @@ class Meter:
             failed: how many of `done` failed.
             best: value of the objective so far.
             seconds_left: of a time budget; None without one.
-            outlook: what more trials are expected to gain, in words.
+            note: what else there is to say.
         """
         elapsed = time.monotonic() - self._began
         speed = self._trained / elapsed if elapsed > 0 else None
@@ -132,7 +132,7 @@ class Meter:
                 epochs_per_second=speed,
                 seconds_left=left,
                 elapsed=elapsed,
-                outlook=outlook,
+                note=note,
             )
         )
 

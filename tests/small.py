@@ -18,7 +18,7 @@ from droptune.progress import SilentProgress, Status
 from droptune.store import Store
 from droptune.study import Study
 
-TABLES = ("study", "site", "run", "curve", "verdict")
+TABLES = ("study", "site", "run", "curve", "confirmation", "verdict")
 
 
 def mlp(rate: float = 0.2, width: int = 8) -> nn.Module:

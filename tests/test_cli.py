@@ -211,7 +211,8 @@ def test_best_as_json_has_the_documented_keys(store):
     answer = data("best", "--study", "mine")
     assert list(answer) == BEST_KEYS
     assert (answer["verdict"], answer["plan"]) == ("helps", plan(0.3))
-    assert set(answer["difference"]) == {"mean", "low", "high", "p_value", "blocks", "level"}
+    numbers = {"mean", "low", "high", "p_value", "blocks", "level", "relative", "search"}
+    assert set(answer["difference"]) == numbers
     assert set(answer["best"]) == {"arm", "value", "trial", "search_value"}
 
 

@@ -60,7 +60,7 @@ def test_a_line_says_everything_that_is_known():
 
 def test_a_line_says_what_more_trials_are_expected_to_gain():
     ahead = "expected gain of 10 more trials: 0.0003 nats"
-    assert ahead in describe(replace(STATUS, outlook=ahead))
+    assert ahead in describe(replace(STATUS, note=ahead))
     assert "gain" not in describe(STATUS)
 
 

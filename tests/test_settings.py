@@ -38,6 +38,8 @@ BAD = {
     "time": [0, -1, "soon", "10 days", "", True, float("nan"), float("inf"), []],
     "confirm_blocks": [-1, 0.5],
     "finalists": [0, None],
+    "level": [1, 0.05, 95, "0.95", None, True, float("nan")],
+    "margin": [0, -0.1, "1 %", float("inf"), float("nan"), True],
     "seed": [-1, 0.5, None],
     "trainer": ["serial ", None, 5],
     "slots": [0, -2, "all", 1.5, None, True],

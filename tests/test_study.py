@@ -74,11 +74,11 @@ def test_the_search_value_is_the_last_of_its_curve(finished):
 def test_each_block_trains_the_controls_and_the_finalists_from_clock_0(finished):
     url, _, _ = finished
     found = rows(url, "SELECT block, arm, clock, seed FROM droptune_run WHERE phase = 'confirm'")
-    arms = {"no dropout", "as given", "finalist 1", "finalist 2", "finalist 3"}
+    arms = {"no dropout", "as given", "finalist 1"}
     for block in (1, 2, 3):
         assert {arm for number, arm, _, _ in found if number == block} == arms
         assert len({seed for number, _, _, seed in found if number == block}) == 1
-    assert len(found) == 15
+    assert len(found) == 9
     assert {clock for _, _, clock, _ in found} == {0}
     seeds = "SELECT DISTINCT seed FROM droptune_run"
     assert len(rows(url, seeds)) == 4, "the search and three blocks have seeds of their own"
@@ -104,7 +104,8 @@ def test_best_reads_the_answer_that_optimize_returned(finished):
     assert best == result.to_json()
     assert json.loads(json.dumps(best, allow_nan=False)) == best
     assert list(best)[:4] == ["study", "verdict", "plan", "objective"]
-    assert set(best["difference"]) == {"mean", "low", "high", "p_value", "blocks", "level"}
+    numbers = {"mean", "low", "high", "p_value", "blocks", "level", "relative", "search"}
+    assert set(best["difference"]) == numbers
     assert set(best["test"]) == {"test_loss", "test_accuracy"}
     assert best["control"]["arm"] == "no dropout"
     assert best["control"]["trial"] == 0
@@ -226,7 +227,7 @@ def test_fewer_blocks_throw_no_evidence_away(url, fewer):
 
 def test_a_verdict_that_a_death_kept_from_being_stored_is_stored_by_the_next_call(url, monkeypatch):
     one = study(url, trials=2, finalists=1)
-    one.optimize(progress=Notes())
+    first = one.optimize(progress=Notes())
 
     def die(*args):
         raise KeyboardInterrupt
@@ -238,7 +239,7 @@ def test_a_verdict_that_a_death_kept_from_being_stored_is_stored_by_the_next_cal
     again = one.using(confirm_blocks=4).optimize(progress=Notes())
     assert again.finished_before
     with Queries(url) as queries:
-        assert queries.best("mine")["difference"]["blocks"] == 4
+        assert queries.best("mine")["difference"]["blocks"] > first.difference.n
         assert queries.best("mine") == again.to_json()
 
 

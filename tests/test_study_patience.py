@@ -37,8 +37,8 @@ def test_a_hopeless_search_ends_and_says_what_was_to_be_gained(url):
     (said,) = [text for text in notes.messages if "the search ends" in text]
     assert f"at {len(trials(url))} of 40 trials: expected gain of 5 more trials: 0.0" in said
     assert "raise --patience, or set it to 0" in said
-    assert notes.statuses[-1].outlook in said
-    assert notes.statuses[5].outlook is None  # too early to tell
+    assert notes.statuses[-1].note in said
+    assert not notes.statuses[5].note  # too early to tell
 
 
 def test_a_study_that_patience_has_ended_is_finished_until_patience_is_given_up(url):

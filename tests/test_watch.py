@@ -58,11 +58,12 @@ def test_the_figures_of_a_study_are_those_of_its_end(tmp_path):
     search = [status for status in notes.statuses if status.phase == "search"]
     confirm = [status for status in notes.statuses if status.phase == "confirm"]
     assert search + confirm == notes.statuses
-    for phase, total in ((search, 6), (confirm, 10)):
+    for phase, total in ((search, 6), (confirm, 6)):
         assert {status.total for status in phase} == {total}
         assert [status.done for status in phase] == sorted(status.done for status in phase)
         assert all(status.done + status.running <= total for status in phase)
         assert (phase[-1].done, phase[-1].running, phase[-1].seconds_left) == (total, 0, 0.0)
+    assert [status.note for status in confirm][-1] == "block 2 of at most 2"
     assert max(status.running for status in search) == 4
     best = [status.best for status in search if status.best is not None]
     assert best == sorted(best, reverse=True)

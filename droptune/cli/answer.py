@@ -35,10 +35,11 @@ def best(name: str, store: str, as_json: bool) -> None:
       best        {"arm", "value", "trial", "search_value"}: the plan's name, its mean over
                   the fresh seeds, its trial and the value it had there; before a verdict
                   {"trial", "value"}; or null
-      control     the same of no dropout, the better of plain and tuned, or null
-      difference  {"mean", "low", "high", "p_value", "blocks", "level"} from no dropout in
-                  the objective's unit: of the plan where it helps, of the model as given
-                  where that hurts, else of the nearest finalist; or null
+      control     the same of no dropout, plain or tuned, whichever decides; or null
+      difference  {"mean", "low", "high", "p_value", "blocks", "level", "relative", "search"}
+                  from no dropout in the objective's unit: of the chosen finalist, or of the
+                  model as given where that hurts; "relative" is a part of the value of no
+                  dropout, "search" the difference that the search saw, luck and all; or null
       test        {metric: {"best", "control", "difference"}} on the test split, or null
       fit         {"train_loss", "val_loss", "gap", "low", "high", "reading"} of no dropout in
                   eval mode, with the 95 % interval of the gap; the reading is overfits,

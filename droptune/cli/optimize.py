@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 @click.option(
     "--confirm-blocks",
     type=int,
-    help="Fresh seeds for the verdict; 0: none, the verdict stays undecided.",
+    help="Fresh seeds for the verdict, at most; 2 more choose the finalist. 0: none.",
 )
 @click.option(
     "--recalibrate",

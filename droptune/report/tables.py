@@ -192,6 +192,10 @@ def best(row: Row, text: str | None = None) -> RenderableType:
     facts = {"study": _text(row["study"]), "objective": _text(row["objective"] or NOTHING)}
     if row["difference"]:
         facts["difference"] = _text(f"{difference_line(row['difference'])}{_compares(row)}")
+        if (lucky := row["difference"].get("search")) is not None:
+            facts["in the search"] = _text(
+                f"{lucky:+.3g}, one seed each, with the luck of the best"
+            )
     if row.get("fit"):
         facts["fit"] = _text(gap.sentence(row["fit"]))
     parts = [heading, _facts(facts), _text(""), plan(row["plan"])]
@@ -310,7 +314,7 @@ def _is_number(value: Any) -> bool:
 def _compares(row: Row) -> str:
     """Return what the difference is a difference of."""
     arms = {"helps": "best", "hurts": "as given"}
-    return f" ({arms.get(row['verdict'], 'nearest finalist')} minus no dropout)"
+    return f" ({arms.get(row['verdict'], 'chosen finalist')} minus no dropout)"
 
 
 def _verdict_line(row: Row) -> str:

@@ -102,8 +102,11 @@ SEARCH_CURVES = """
 SEARCH_SECONDS = """
     SELECT sum(seconds) AS seconds FROM droptune_run WHERE study_id = :study AND phase = 'search'
 """
+DESIGNS = """
+    SELECT design FROM droptune_confirmation WHERE study_id = :study ORDER BY round
+"""
 JSON_COLUMNS = frozenset(
-    "definition environment plan metrics test best control details shape".split()
+    "definition environment plan metrics test best control details shape design".split()
 )
 
 
@@ -221,10 +224,10 @@ class Queries:
 
         Returns:
             study, verdict, plan, objective, best, control, difference (mean, low, high,
-            p_value, blocks and level, or None), test, and fit (see `droptune.gap.fit`).
-            Before there is a verdict it is `undecided`: plan is that of the best trial so
-            far, best and control (the trial with no dropout) are a trial number and a value
-            or None, difference and test are None.
+            p_value, blocks, level, relative and search, or None), test, and fit (see
+            `droptune.gap.fit`). Before there is a verdict it is `undecided`: plan is that of
+            the best trial so far, best and control (the trial with no dropout) are a trial
+            number and a value or None, difference and test are None.
 
         Raises:
             StudyError: there is no such study.
@@ -234,7 +237,9 @@ class Queries:
         if verdict is None:
             return self._best_so_far(study, optuna)
         parts = ("low", "high", "p_value", "blocks", "level")
-        difference = {"mean": verdict["difference"], **{key: verdict[key] for key in parts}}
+        details = verdict["details"] or {}
+        more = {key: details.get(key) for key in ("relative", "search")}
+        difference = {"mean": verdict["difference"], **{key: verdict[key] for key in parts}, **more}
         same = {key: verdict[key] for key in ("verdict", "plan", "objective", "best", "control")}
         compared = difference if verdict["difference"] is not None else None
         fits = control_fit(self._reader, study["id"])
@@ -253,6 +258,14 @@ class Queries:
             StudyError: there is no such study.
         """
         return confirm_runs(self._reader, self._find(name)[0]["id"])
+
+    def designs(self, name: str) -> list[Row]:
+        """Return the designs of a study's confirmations, as `Store.designs` does.
+
+        Raises:
+            StudyError: there is no such study.
+        """
+        return designs(self._reader, self._find(name)[0]["id"])
 
     def _best_so_far(self, study: Row, optuna: Row | None) -> Row:
         best = self._best_trial(study, optuna)
@@ -334,6 +347,11 @@ class Queries:
 def confirm_runs(reader: Reader, study_id: int) -> list[Row]:
     """Return the confirmation runs of a study that ended, with the metrics they ended on."""
     return _plain(reader.rows(CONFIRM_RUNS, study=study_id))
+
+
+def designs(reader: Reader, study_id: int) -> list[Row]:
+    """Return the designs of a study's confirmations, the first one first."""
+    return [row["design"] for row in _plain(reader.rows(DESIGNS, study=study_id))]
 
 
 def search_runs(reader: Reader, study_id: int) -> list[Row]:

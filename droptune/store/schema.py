@@ -126,6 +126,19 @@ class CurveRow(Base):
     metrics: Mapped[dict[str, Any]]
 
 
+class ConfirmationRow(Base):
+    """The design of a confirmation, stored before its first block is trained; never changed."""
+
+    __tablename__ = "droptune_confirmation"
+    __table_args__ = (UniqueConstraint("study_id", "round"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = _study_key()
+    round: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    design: Mapped[dict[str, Any]]
+
+
 class VerdictRow(Base):
     """A verdict: the winner against no dropout, paired over blocks; the latest counts."""
 

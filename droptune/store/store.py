@@ -22,12 +22,21 @@ from droptune.store.queries import (
     Queries,
     confirm_runs,
     control_fit,
+    designs,
     search_curves,
     search_runs,
     search_seconds,
 )
 from droptune.store.reader import EngineReader
-from droptune.store.schema import CurveRow, RunRow, SiteRow, StudyRow, VerdictRow, now
+from droptune.store.schema import (
+    ConfirmationRow,
+    CurveRow,
+    RunRow,
+    SiteRow,
+    StudyRow,
+    VerdictRow,
+    now,
+)
 from droptune.store.server import lock_tables
 from droptune.store.url import hide
 
@@ -320,6 +329,16 @@ class Store:
         Runs that a dead process left are not counted: how long they took is not known.
         """
         return self._read(search_seconds, study_id)
+
+    def save_design(self, study_id: int, design: Mapping[str, Any]) -> None:
+        """Store the design of a study's next confirmation, as JSON."""
+        with self.transaction():
+            values = {"round": len(self.designs(study_id)) + 1, "design": design}
+            self._insert(ConfirmationRow, {**values, "study_id": study_id})
+
+    def designs(self, study_id: int) -> list[dict[str, Any]]:
+        """Return the designs of a study's confirmations, the first one first."""
+        return designs(EngineReader(self._reading), study_id)
 
     def save_verdict(self, study_id: int, verdict: Mapping[str, Any]) -> None:
         """Store a verdict; keys are the columns of `droptune_verdict`."""

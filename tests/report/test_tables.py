@@ -96,6 +96,13 @@ def test_the_answer_has_the_difference_and_both_arms():
     assert row_of(text, "test_loss").endswith("0.4300 -0.020 [-0.030, -0.010], p = 0.001, 8 blocks")
 
 
+def test_what_the_search_saw_stands_below_the_difference():
+    seen = {**BEST, "difference": {**BEST["difference"], "search": -0.04}}
+    lucky = "in the search -0.04, one seed each, with the luck of the best"
+    assert row_of(shown(tables.best(seen)), "in the search") == lucky
+    assert "in the search" not in shown(tables.best(BEST)).split("site")[0]
+
+
 def test_what_hurts_is_the_model_as_given():
     assert "(as given minus no dropout)" in shown(tables.best({**BEST, "verdict": "hurts"}))
 

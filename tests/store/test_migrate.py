@@ -18,18 +18,19 @@ from droptune.store import Queries, Store, migrate
 from droptune.store.engine import open_engine
 
 ASSETS = Path(__file__).parents[1] / "assets"
+LAST = migrate.head()
 NOTE = '''
 """Note: a column more."""
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision, branch_labels, depends_on = "0002", "0001", None, None
+revision, down_revision, branch_labels, depends_on = "9000", "LAST", None, None
 def upgrade():
     with op.batch_alter_table("droptune_study") as table:
         table.add_column(sa.Column("note", sa.String()))
 def downgrade():
     with op.batch_alter_table("droptune_study") as table:
         table.drop_column("note")
-'''
+'''.replace("LAST", LAST)
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def later(tmp_path, monkeypatch):
     """Make this a later droptune, with one script more; returns the folder of scripts."""
     folder = tmp_path / "later 100%"
     shutil.copytree(migrate.scripts(), folder)
-    (folder / "versions" / "0002_note.py").write_text(NOTE)
+    (folder / "versions" / "9000_note.py").write_text(NOTE)
     monkeypatch.setattr(migrate, "scripts", lambda: folder)
     return folder
 
@@ -120,7 +121,7 @@ def test_up_down_and_up_again(engine):
     assert migrate.current(engine) is None
     assert str(migrate.upgrade(engine)) == f"schema none -> {migrate.head()}"
     tables = ours(engine)
-    assert len(tables) == 6
+    assert len(tables) == 7
     migrate.downgrade(engine, "base")
     assert ours(engine) == {"droptune_version"}
     migrate.upgrade(engine)
@@ -128,10 +129,18 @@ def test_up_down_and_up_again(engine):
     assert migrate.current(engine) == migrate.head()
 
 
+def test_each_script_can_be_taken_back(engine, url):
+    migrate.upgrade(engine)
+    migrate.downgrade(engine, "0001")
+    assert "droptune_confirmation" not in ours(engine)
+    migrate.upgrade(engine)
+    assert migrate.check(url).ok
+
+
 def test_an_upgrade_of_a_current_database_changes_and_copies_nothing(engine, tmp_path):
     migrate.upgrade(engine)
     done = migrate.upgrade(engine)
-    assert (done.before, done.after, done.backup) == ("0001", "0001", None)
+    assert (done.before, done.after, done.backup) == (LAST, LAST, None)
     assert "nothing to do" in str(done)
     assert not list(tmp_path.glob("*.bak*"))
 
@@ -147,34 +156,34 @@ def test_an_older_database_names_the_command_and_is_upgraded_with_a_copy(
             opening(url)
         assert f"run `droptune db upgrade --store {url}`" in str(caught.value)
     done = migrate.upgrade_url(url)
-    assert done.backup == tmp_path / "droptune.db.bak-0001"
-    assert str(done) == f"schema 0001 -> 0002; the database as it was is in {done.backup}"
+    assert done.backup == tmp_path / f"droptune.db.bak-{LAST}"
+    assert str(done) == f"schema {LAST} -> 9000; the database as it was is in {done.backup}"
     with Store(url) as store:
         columns = inspect(store.engine).get_columns("droptune_study")
         assert "note" in {column["name"] for column in columns}
         assert store.study("mine")["name"] == "mine"
     with closing(sqlite3.connect(done.backup)) as copy:
-        assert copy.execute("SELECT version_num FROM droptune_version").fetchone() == ("0001",)
+        assert copy.execute("SELECT version_num FROM droptune_version").fetchone() == (LAST,)
         assert copy.execute("SELECT name FROM droptune_study").fetchone() == ("mine",)
 
 
 def test_a_second_copy_does_not_replace_the_first(url, tmp_path, later):
-    (tmp_path / "droptune.db.bak-0001").write_text("kept")
+    (tmp_path / f"droptune.db.bak-{LAST}").write_text("kept")
     engine = open_engine(url, create=True)
-    migrate.upgrade(engine, "0001")
-    assert migrate.upgrade(engine).backup == tmp_path / "droptune.db.bak-0001.1"
-    assert (tmp_path / "droptune.db.bak-0001").read_text() == "kept"
+    migrate.upgrade(engine, LAST)
+    assert migrate.upgrade(engine).backup == tmp_path / f"droptune.db.bak-{LAST}.1"
+    assert (tmp_path / f"droptune.db.bak-{LAST}").read_text() == "kept"
     engine.dispose()
 
 
 def test_an_upgrade_that_fails_leaves_the_database_as_it_was(url, examples, later):
     engine = open_engine(url, create=True)
-    migrate.upgrade(engine, "0001")
-    script = later / "versions" / "0002_note.py"
+    migrate.upgrade(engine, LAST)
+    script = later / "versions" / "9000_note.py"
     script.write_text(NOTE.replace("def downgrade", "    raise RuntimeError('cut')\ndef downgrade"))
     with pytest.raises(RuntimeError, match="cut"):
         migrate.upgrade(engine)
-    assert migrate.current(engine) == "0001"
+    assert migrate.current(engine) == LAST
     columns = {column["name"] for column in inspect(engine).get_columns("droptune_study")}
     assert "note" not in columns
     engine.dispose()
@@ -196,7 +205,7 @@ def test_an_upgrade_of_a_locked_database_says_so(url, tmp_path, monkeypatch, req
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match="is locked by another program"):
             migrate.upgrade_url(url)
-    assert migrate.upgrade_url(url).after == "0002"
+    assert migrate.upgrade_url(url).after == "9000"
 
 
 def test_missing_scripts_say_to_reinstall(tmp_path, monkeypatch):

@@ -68,6 +68,7 @@ VERDICT = {
     "best": {"mean": 0.4},
     "control": {"mean": 0.421},
     "test": {"best": 0.41},
+    "details": {"relative": -0.05, "search": -0.08},
 }
 
 
@@ -165,6 +166,8 @@ def test_best_is_the_verdict_once_there_is_one(queries, where, examples):
             "p_value": 0.0004,
             "blocks": 8,
             "level": 0.95,
+            "relative": -0.05,
+            "search": -0.08,
         },
         "test": {"best": 0.41},
         "fit": None,

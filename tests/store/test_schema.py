@@ -15,7 +15,7 @@ def holds_bytes(column) -> bool:
 
 
 def test_every_table_has_the_prefix():
-    assert len(Base.metadata.tables) == 5
+    assert len(Base.metadata.tables) == 6
     assert all(name.startswith("droptune_") for name in Base.metadata.tables)
 
 
@@ -37,6 +37,7 @@ def test_everything_with_parts_is_json():
         "droptune_run.plan",
         "droptune_run.test",
         "droptune_curve.metrics",
+        "droptune_confirmation.design",
         "droptune_verdict.plan",
         "droptune_verdict.best",
         "droptune_verdict.control",

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 
 from droptune.errors import StoreError, StudyError
-from droptune.store import Store
+from droptune.store import Queries, Store
 
 
 class StoreContract:
@@ -181,6 +181,16 @@ class StoreContract:
         assert (latest["verdict"], latest["difference"], latest["low"]) == ("helps", -0.5, None)
         assert latest["plan"] == examples.plan(0.2)
         assert latest["details"] == {"arms": [1, 2]}
+
+    def test_designs_come_back_in_the_order_of_their_rounds(self, store, study_id, url):
+        assert store.designs(study_id) == []
+        for first in (1, 11):
+            store.save_design(study_id, {"first_block": first, "margin": None})
+        assert [one["first_block"] for one in store.designs(study_id)] == [1, 11]
+        with Queries(url) as queries:
+            assert queries.designs("mine") == store.designs(study_id)
+        rounds = [row["round"] for row in self.all_of(store, "confirmation")]
+        assert rounds == [1, 2]
 
     def test_two_stores_write_in_turns(self, store, study_id, url, examples):
         with Store(url) as other:

@@ -1,7 +1,7 @@
 """Ask and tell: which plan to train next, and what came of it.
 
 Optuna proposes. This module, with samplers.py, record.py, working.py and what they import, is
-all that knows Optuna; optimize.py is its only caller.
+all that knows Optuna, but for importance.py, which looks back; optimize.py is its only caller.
 
 A study lives twice. An in-memory Optuna study is the sampler's working copy (working.py), for it
 answers in a fraction of the time; Optuna's tables in the database (record.py) are the durable

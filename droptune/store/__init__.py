@@ -9,6 +9,7 @@
     store.py    `Store`, which writes
     reader.py   a read-only connection; of SQLite without SQLAlchemy, for a fast start
     queries.py  `Queries`, the read models of the listings
+    drawn.py    `Drawn`, which also reads what a report draws
 
 Only this package knows SQLAlchemy and Alembic. Nothing heavy is loaded before a name that
 needs it is used: `Queries` on a SQLite file never loads SQLAlchemy.

@@ -15,7 +15,7 @@ Arms:
                       the model as given are put in line first and count
     shape, auto       droptune's own, with all its fixed plans, which count too
 
-Tuned on: digits. The other tasks were looked at once, with the constants as they stand.
+Tuned on: digits. The other tasks were judged with the constants as they stand.
 """
 
 import argparse

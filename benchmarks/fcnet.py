@@ -313,7 +313,6 @@ def report(figures: dict) -> str:
     """Return the figures as Markdown."""
     run, cost = figures["run"], figures["look-ups"]
     packages = ", ".join(f"{name} {run[name]}" for name in PACKAGES)
-    command = f"python benchmarks/fcnet.py --settings {run['settings']} --sampler {run['sampler']}"
     verdict_rows = [
         [name, *(percent(part[key]) for key in COLUMNS)]
         for name, part in figures["verdicts"].items()
@@ -341,7 +340,8 @@ def report(figures: dict) -> str:
             "# FCNet tables: is the answer true?",
             "",
             f"{run['date']}; {run['hardware']}; Python {run['python']}, {packages}; "
-            f"{run['settings']} settings a set, {run['minutes']} minutes; `{command}`.",
+            f"{run['settings']} settings a set, search by {run['sampler']}, seed {run['seed']}, "
+            f"{run['minutes']} minutes; `python benchmarks/fcnet.py`.",
             "",
             f"Look-ups a setting: {cost['mean']:.1f} ({cost['least']} to {cost['most']}). "
             + "Verdicts: "

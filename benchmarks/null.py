@@ -254,8 +254,8 @@ def report(figures: dict) -> str:
             "# Null: can none win?",
             "",
             f"{run['date']}; {run['hardware']}; Python {run['python']}, {packages}; "
-            f"{run['studies']} studies a case, {run['trials']} trials by {run['sampler']}, "
-            f"{run['minutes']} minutes; `python benchmarks/null.py --studies {run['studies']}`.",
+            f"{run['studies']} studies a case, {run['trials']} trials by {run['sampler']}, seed "
+            f"{run['seed']}, {run['minutes']} minutes; `python benchmarks/null.py`.",
             "",
             "Rates in % with 95 % Wilson intervals; medians with 5 and 95 % quantiles.",
             "",

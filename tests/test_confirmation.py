@@ -153,7 +153,7 @@ def test_an_interrupted_confirmation_goes_on_at_its_block_and_ends_the_same(
 
 
 def test_a_raised_budget_goes_on_with_the_plan_of_the_first(url):
-    one = study(url, confirm_blocks=3, epochs=1, margin=1e-9)
+    one = study(url, confirm_blocks=3, epochs=1, margin=1e-9, level=0.99999)
     first = one.optimize(progress=Notes())
     again = one.using(confirm_blocks=5).optimize(progress=Notes())
     assert len(designs(url)) == 1

@@ -165,7 +165,7 @@ def test_unknown_kinds_and_schedules_name_what_is_known():
 
 
 @pytest.mark.parametrize(
-    "entry", [0.5, "standard", ("standard",), ("standard", 0.1, "ramp", 1, {}, 2), {}]
+    "entry", [0.5, "standard", ("standard",), ("standard", 0.1, "ramp", 1, {}, (), 2), {}]
 )
 def test_an_entry_of_the_wrong_form_is_refused_with_its_site(entry):
     with pytest.raises(PlanError, match=r"^site 'fc': .* is no entry; give a kind and a rate"):

@@ -22,6 +22,9 @@ from droptune.duplicates import copies, copies_line
 from droptune.errors import DataError
 from droptune.loading import Raw, array, check_finite, pair, tensor
 
+#: A label of a token that the cross-entropy passes over, such as padding: torch's default.
+IGNORED = -100
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -392,9 +395,10 @@ def _classes(splits: dict[str, Split]) -> int | None:
     if train.is_floating_point():
         return None
     for split, part in splits.items():
-        if int(part.y.min()) < 0:
+        y = part.y[part.y != IGNORED] if part.y.ndim > 1 else part.y
+        if y.numel() and int(y.min()) < 0:
             raise DataError(
-                f"{split} has labels from {int(part.y.min())} to {int(part.y.max())}; labels "
+                f"{split} has labels from {int(y.min())} to {int(y.max())}; labels "
                 f"count from 0; for regression give y as floats"
             )
     if train.ndim > 1:  # sequences of tokens: a rare word may be missing in train

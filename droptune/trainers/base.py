@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from droptune.data import Data
+from droptune.data import IGNORED, Data
 from droptune.droppers import check_model
 from droptune.errors import ModelError, PlanError, TrainingError
 from droptune.install import install
@@ -361,8 +361,10 @@ def stacked_losses(loss: str | Loss, output: Tensor, target: Tensor) -> Tensor:
     flat, goal = matched(loss, output.flatten(0, 1), repeated)
     if loss == "cross_entropy" and flat.dim() == 2 and flat.shape[1] < _VECTOR:
         flat, goal = flat.t()[None], goal[None]
-    each = _named_losses()[loss](flat, goal, reduction="none")
-    return each.view(members, -1).mean(1)
+    each = _named_losses()[loss](flat, goal, reduction="none").view(members, -1)
+    if loss == "cross_entropy":  # whose mean is over the targets that it does not pass over
+        return each.sum(1) / (target != IGNORED).sum()
+    return each.mean(1)
 
 
 def correct(

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from droptune.data import IGNORED
 from droptune.errors import PlanError
 from droptune.plan import Plan
-
-_IGNORED = -100  # a target that cross_entropy passes over, torch's default
 
 
 def share_of(plan: Plan, loss: object) -> float:
@@ -54,7 +53,7 @@ def smoothed(losses: Tensor, output: Tensor, target: Tensor, share: Tensor) -> T
     axis = output.dim() - target.dim()  # of classes: behind the members and the samples
     logs = output.log_softmax(axis)
     spread = -logs.masked_fill(logs.isneginf(), 0.0).mean(axis)
-    kept = (target != _IGNORED).to(spread.dtype)
+    kept = (target != IGNORED).to(spread.dtype)
     axes = tuple(range(losses.dim(), spread.dim()))
     uniform = (spread * kept).sum(axes) / kept.sum().clamp(min=1)
     share = share.to(losses.dtype)

@@ -152,11 +152,15 @@ def test_shapes_that_do_not_belong_together_are_an_error(loss, output, target, m
         matched(loss, output, target)
 
 
+TOKENS = torch.arange(35).view(7, 5)
+
+
 @pytest.mark.parametrize(
     ("loss", "output", "target"),
     [
         ("cross_entropy", (3, 7, 4), torch.arange(7) % 4),
         ("cross_entropy", (3, 7, 4, 5), torch.arange(35).view(7, 5) % 4),
+        ("cross_entropy", (3, 7, 4, 5), torch.where(TOKENS % 3 > 0, TOKENS % 4, -100)),
         ("binary_cross_entropy", (3, 7, 1), torch.arange(7) % 2),
         ("binary_cross_entropy", (3, 7, 2), torch.arange(14).view(7, 2) % 2),
         ("mse", (3, 7, 1), torch.randn(7)),

@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# One process a core, up to four; they must see sets of parameters in one order.
+PYTEST := PYTHONHASHSEED=0 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help demo lint test test-all bench clean
 
@@ -26,10 +28,10 @@ lint: $(INSTALLED)  ## style and import direction
 	$(BIN)/lint-imports --no-cache
 
 test: lint  ## lint and the fast tests
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: lint  ## lint and all tests; those that need a GPU skip without one
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 bench: $(INSTALLED)  ## measure throughput against training one trial at a time
 	$(BIN)/python benchmarks/throughput.py

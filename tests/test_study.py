@@ -278,7 +278,7 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("named", "change"), CHANGES, ids=[str(change) for _, change in CHANGES])
+@pytest.mark.parametrize(("named", "change"), CHANGES, ids=[name for name, _ in CHANGES])
 def test_a_study_goes_on_only_as_it_was_defined(stored, named, change):
     before = sizes(stored)
     with pytest.raises(StudyError, match=f"another {named}.*put it back, or take a new name"):

@@ -21,9 +21,7 @@ from droptune import datasets, splitting
 from droptune.duplicates import copies, copies_line
 from droptune.errors import DataError
 from droptune.loading import Raw, array, check_finite, pair, tensor
-
-#: A label of a token that the cross-entropy passes over, such as padding: torch's default.
-IGNORED = -100
+from droptune.metrics import IGNORED
 
 
 @dataclass(frozen=True, eq=False)
@@ -396,7 +394,11 @@ def _classes(splits: dict[str, Split]) -> int | None:
         return None
     for split, part in splits.items():
         y = part.y[part.y != IGNORED] if part.y.ndim > 1 else part.y
-        if y.numel() and int(y.min()) < 0:
+        if not y.numel():
+            raise DataError(
+                f"{split} has no label but {IGNORED}, which is passed over; give it more rows"
+            )
+        if int(y.min()) < 0:
             raise DataError(
                 f"{split} has labels from {int(y.min())} to {int(y.max())}; labels "
                 f"count from 0; for regression give y as floats"

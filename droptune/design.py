@@ -212,7 +212,7 @@ class Outcome:
         return judge(self.values, self.design.rules, self.chosen, **_roles(control))
 
     def decide(self, unit: str | None = None) -> Verdict:
-        """Return the verdict; its details have the selection, too.
+        """Return the verdict; its details have the selection, too, and the blocks judged.
 
         Args:
             unit: of the objective.
@@ -229,7 +229,9 @@ class Outcome:
             "chosen": self.chosen,
             "means": means if design.selection else None,
         }
-        return replace(verdict, details=verdict.details | {"selection": selection})
+        return replace(
+            verdict, details=verdict.details | {"selection": selection, "judged": [*self.blocks]}
+        )
 
 
 @dataclass(frozen=True)

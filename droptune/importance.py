@@ -3,7 +3,7 @@
 Knows Optuna; the command line calls it for `show --importance` and the report.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 FEWEST = 20
 """Complete trials that are needed: PED-ANOVA compares the best tenth, two trials, to the rest."""
-_ELSEWHERE = "all sites"
+_ELSEWHERE, _TRAINING, _LOSS = "all sites", "training", "loss"
+_GATE = "dropout"
+# As in droptune/recipe.py, which loads torch; a test holds the two together.
+_TUNED = ("lr", "weight_decay", "label_smoothing")
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Importance:
     Attributes:
         parameters: name -> share, from 0 to 1; they add up to 1. The most important first.
         places: the same summed by what the parameters act on: a site, a role (where the sites
-            of a role share a rate) or "all sites".
+            of a role share a rate), "all sites", "training" or "loss".
         trials: complete trials behind the figures.
         remark: why there are no figures; None where there are.
     """
@@ -64,7 +67,6 @@ def importance(
     trials: Sequence[Mapping[str, Any]],
     direction: str,
     places: Iterable[str],
-    settled: Collection[str] = ("dropout",),
 ) -> Importance:
     """Return the importance of a study's parameters.
 
@@ -78,7 +80,6 @@ def importance(
         trials: complete ones, as `Drawn.parameters` gives them.
         direction: `minimize` or `maximize`.
         places: names of sites, roles and other groups that parameters may end in.
-        settled: parameters that are left out: the gate, off in the trial of no dropout alone.
     """
     values = {trial["value"] for trial in trials}
     if len(trials) < FEWEST:
@@ -89,7 +90,9 @@ def importance(
         study = optuna.create_study(direction=direction)
         study.add_trials([_frozen(trial) for trial in trials])
         known = dict.fromkeys(name for trial in trials for name in trial["params"])
-        names = [name for name in known if name not in settled]
+        # Where training is not tuned, the gate is off in the trial of no dropout alone.
+        gated = any(name in _TUNED for name in known)
+        names = [name for name in known if gated or name != _GATE]
         shares = get_param_importances(
             study, evaluator=PedAnovaImportanceEvaluator(), params=names, normalize=False
         )
@@ -127,7 +130,7 @@ def _by_place(parameters: Mapping[str, float], places: set[str]) -> dict[str, fl
 
 
 def place_of(parameter: str, places: Iterable[str]) -> str:
-    """Return the place that a parameter acts on: the longest name that it ends in.
+    """Return what a parameter acts on: training, the loss, or the longest name that it ends in.
 
     Example:
         >>> place_of("rate.layers.0", ["0", "layers.0"])
@@ -135,6 +138,10 @@ def place_of(parameter: str, places: Iterable[str]) -> str:
         >>> place_of("slope", ["layers.0"])
         'all sites'
     """
+    if parameter in _TUNED:
+        return _TRAINING
+    if parameter == "term" or parameter.startswith("term."):
+        return _LOSS
     ends = [place for place in places if parameter.endswith(f".{place}")]
     return max(ends, key=len, default=_ELSEWHERE)
 

@@ -16,6 +16,8 @@ import numpy as np
 from droptune.errors import StudyError
 
 PREFIX = "val_"
+#: A label of a token that nothing counts, such as of padding: torch's `ignore_index`.
+IGNORED = -100
 #: Bins of the calibration error.
 BINS = 15
 
@@ -286,10 +288,11 @@ def form_of(loss: str | Callable, output: tuple[int, ...], target: np.ndarray) -
 
 
 def outputs_of(form: str, output: np.ndarray, target: np.ndarray) -> Outputs:
-    """Return outputs in their form; sequences of labels are so many samples."""
+    """Return outputs in their form; sequences of labels are so many samples as labels count."""
     if form == "classes":
-        rows = np.moveaxis(output, 1, -1).reshape(-1, output.shape[1])
-        return Outputs(form, rows, target.reshape(-1))
+        rows, labels = np.moveaxis(output, 1, -1).reshape(-1, output.shape[1]), target.reshape(-1)
+        counts = labels != IGNORED
+        return Outputs(form, rows[counts], labels[counts])
     if form == "binary":
         return Outputs(form, output.reshape(-1), target.reshape(-1).astype(np.int64))
     columns = len(target), -1

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 #: The most members that train at once unless told otherwise. More fit, but a sampler that is
 #: asked for many plans before the first result comes back learns nothing on the way.
 _WIDEST = 64
-#: Members of a population that is trained serially, unless told otherwise: two make a fifth.
+#: Members of a population that is not trained fused, unless told otherwise: two make a fifth.
 _COMPANY = 10
 
 
@@ -190,9 +190,10 @@ class Optimization:
         study = self.study
         task = study.task(self.kinds, block) if block else self.task
         own = None if study.slots == "auto" else study.slots
-        if study.train is not None or self.kind is SerialTrainer:
+        if not study.trained_here or self.kind is SerialTrainer:
             # Members that take turns only take memory, but a population needs company.
-            own = own or (1 if study.strategy != "pbt" else _COMPANY)
+            alone = 1 if isinstance(study.trainer, str) else None
+            own = own or (alone if study.strategy != "pbt" else _COMPANY)
         slots = min((n for n in (own, most) if n is not None), default=None)
         if study.train is not None:
             return FunctionTrainer(task, study.train, slots, self.device)

@@ -152,7 +152,7 @@ class Study:
         settings.check({name: getattr(self, name) for name in self.__dataclass_fields__})
         if callable(self.objective) and self.objective not in self.metrics:
             object.__setattr__(self, "metrics", (*self.metrics, self.objective))
-        if self.train is None:
+        if self.trained_here:
             object.__setattr__(self, "objective", metrics.full_name(self.objective))
 
     def __repr__(self) -> str:

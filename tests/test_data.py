@@ -223,6 +223,11 @@ def test_labels_below_zero_are_refused():
     fails("val has labels from -1 to 1; labels count from 0", val=(X, Y - 1))
 
 
+def test_a_split_without_a_label_that_counts_is_refused():
+    tokens = np.repeat(Y[:, None], 3, axis=1)
+    fails("val has no label but -100", train=(X, tokens), val=(X, tokens * 0 - 100), test=None)
+
+
 def test_labels_that_count_from_one_are_refused():
     fails("train has labels from 1 to 3; labels count from 0", train=(X, Y + 1), val=(X, Y + 1))
 

@@ -6,6 +6,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
 
 from droptune.importance import FEWEST, importance, place_of, places_of
+from droptune.recipe import TRAINING
 
 SPACE = {
     "dropout": CategoricalDistribution(["on", "off"]),
@@ -56,6 +57,19 @@ def test_places_sum_what_acts_on_them_and_the_gate_is_left_out():
     assert list(found.places.values()) == sorted(found.places.values(), reverse=True)
 
 
+def test_where_training_is_tuned_the_gate_tells_and_training_is_a_place():
+    rows = trials(60, lambda a, b: 0.0)
+    lr = distribution_to_json(FloatDistribution(1e-4, 1e-2, log=True))
+    for row in rows:
+        off = row["number"] % 3 == 0
+        row["params"]["dropout"] = (float(off), row["params"]["dropout"][1])
+        row["params"]["lr"] = (1e-4 * (1 + row["number"]), lr)
+        row["value"] = 0.001 * row["number"] + off
+    found = importance(rows, "minimize", PLACES)
+    assert found.parameters["dropout"] > 0
+    assert found.places["training"] == found.parameters["lr"]
+
+
 def test_a_parameter_that_some_trials_lack_does_no_harm():
     rows = trials(60, lambda a, b: b)
     for row in rows[:20]:
@@ -82,6 +96,8 @@ def test_the_place_is_the_longest_name_that_a_parameter_ends_in():
     assert place_of("rate.layers.0", ["0", "layers.0"]) == "layers.0"
     assert place_of("drop_block.size.conv", ["conv"]) == "conv"
     assert place_of("slope", ["slope"]) == "all sites"
+    assert {place_of(name, []) for name in TRAINING} == {"training"}
+    assert place_of("term", []) == place_of("term.weight.r_drop", []) == "loss"
 
 
 def test_places_are_sites_roles_and_places_inside_layers():

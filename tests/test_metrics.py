@@ -81,6 +81,14 @@ def test_sequences_of_labels_are_so_many_samples():
     assert value("f1", CE, np.moveaxis(output, -1, 1), y) == flat
 
 
+@pytest.mark.parametrize("name", ["accuracy", "f1", "auroc", "calibration_error"])
+def test_tokens_without_a_label_do_not_count(name):
+    y = RNG.integers(0, 3, (20, 5))
+    output, known = logits(y, 3), RNG.random(y.shape) < 0.7
+    there = value(name, CE, output[known], y[known])
+    assert value(name, CE, np.moveaxis(output, -1, 1), np.where(known, y, -100)) == there
+
+
 def test_several_labels_a_sample():
     y = (RNG.random((100, 3)) < 0.4).astype(np.float32)
     output = RNG.normal(size=(100, 3)) + y

@@ -43,7 +43,8 @@ def test_the_grid_is_exactly_the_cells_and_the_best_of_them_is_found(url):
     assert result.verdict.verdict == "helps"
     assert result.best["value"] == pytest.approx(1.0, abs=0.01)
     assert result.test["test_loss"]["control"] == 2.0
-    assert len({seed for _, seed in asked}) == 1 + 4, "a seed a block, none twice"
+    seeds = {seed for _, seed in asked}
+    assert len(seeds) == 1 + result.difference.n, "a seed a block, none twice"
     assert rows(url, "SELECT DISTINCT trainer, device FROM droptune_run") == [("table", "cpu")]
     with Queries(url) as queries:
         assert queries.best("table") == result.to_json()
@@ -55,6 +56,18 @@ def test_no_sampler_leaves_the_cells(url, sampler):
     one.optimize(progress=Notes())
     assert len(searched(url)) == 12
     assert {*searched(url)} <= {*CELLS} and len({*searched(url)}) > 3
+
+
+def test_a_population_is_trained_from_a_table(url):
+    def outcome(plan, seed, epoch):
+        return {"val_loss": value(plan) / epoch}
+
+    settings = {"strategy": "pbt", "sampler": "tpe", "epochs": 12, "trials": 16}
+    table_study(url, outcome, **settings, rates=None, confirm_blocks=2).optimize(progress=Notes())
+    with Queries(url) as queries:
+        found = queries.trials("table")
+    copies = [row for row in found if (row["name"] or "").startswith("copy of trial")]
+    assert copies and all(row["epochs"] == 12 for row in copies if row["state"] == "complete")
 
 
 @pytest.mark.parametrize("slots", [1, 3])

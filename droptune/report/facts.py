@@ -14,7 +14,7 @@ from droptune.store.drawn import Drawn
 Row = Mapping[str, Any]
 
 # As in droptune/space.py, which loads torch; a test holds the two together.
-CONTROL, AS_GIVEN = "no dropout", "as given"
+CONTROL, AS_GIVEN, TUNED = "no dropout", "as given", "no dropout, tuned"
 BEST = "best trial"
 """What the best trial is called where nothing was confirmed."""
 
@@ -32,8 +32,10 @@ class Facts:
         trials: as `Queries.trials` gives them.
         runs: those of the confirmation that ended, by block.
         compared: the arm that the difference is of, or the best trial; None without either.
-        pairs: arm -> block -> the objective minus that of no dropout in the same block.
-        curves: arm -> a curve for each block, of no dropout, `compared` and as given.
+        control: the arm without dropout that it is compared with.
+        pairs: arm -> block -> the objective minus that of `control` in the same block; of the
+            blocks that the verdict counts, if it says which.
+        curves: arm -> a curve for each of these blocks, of `control`, `compared` and as given.
         reliability: arm -> bins of (confidence, accuracy, count) for each block that has them.
     """
 
@@ -45,6 +47,7 @@ class Facts:
     trials: Sequence[Row]
     runs: Sequence[Row]
     compared: str | None
+    control: str
     pairs: Mapping[str, Mapping[int, float]]
     curves: Mapping[str, Sequence[Sequence[Row]]]
     reliability: Mapping[str, Sequence[Sequence[Sequence[float]]]]
@@ -57,9 +60,9 @@ class Facts:
     def named(self, key: str) -> str:
         """Return a score with its unit, where that is known: a cross-entropy is in nats."""
         training = self.study["definition"].get("training") or {}
-        own = training.get("train") is None and key in ("val_loss", "train_loss")
+        own = training.get("train") is None and training.get("trainer") is None
         in_nats = own and training.get("loss") in ("cross_entropy", "binary_cross_entropy")
-        return f"{key} [nats]" if in_nats else key
+        return f"{key} [nats]" if in_nats and key in ("val_loss", "train_loss") else key
 
     @property
     def said(self) -> str:
@@ -82,10 +85,12 @@ def gather(queries: Drawn, name: str) -> Facts:
     study, best = queries.study(name), queries.best(name)
     objective = _first(best["objective"]) or "objective"
     trials, runs = queries.trials(name), queries.confirm_runs(name)
-    arms = _arms(runs, study["verdict"] or {})
-    compared = _compared(study["verdict"] or {}) if arms else None
+    verdict = study["verdict"] or {}
+    arms = _arms(runs, verdict)
+    compared = _compared(verdict) if arms else None
+    control = (verdict.get("control") or {}).get("arm") or CONTROL
     values = {arm: _values(found, objective) for arm, found in arms.items()}
-    shown = [arm for arm in dict.fromkeys((CONTROL, compared, AS_GIVEN)) if arm in arms]
+    shown = [arm for arm in dict.fromkeys((control, compared, AS_GIVEN)) if arm in arms]
     if shown:
         curves = {arm: [run["id"] for run in arms[arm].values()] for arm in shown}
     else:
@@ -101,7 +106,8 @@ def gather(queries: Drawn, name: str) -> Facts:
         trials,
         runs,
         compared,
-        {arm: _minus(values[arm], values.get(CONTROL, {})) for arm in arms if arm != CONTROL},
+        control,
+        {arm: _minus(values[arm], values.get(control, {})) for arm in arms if arm != control},
         {arm: [read[run] for run in ids if run in read] for arm, ids in curves.items()},
         {arm: _bins(arms[arm]) for arm in shown},
     )
@@ -115,9 +121,12 @@ def _first(objective: Any) -> str | None:
 def _arms(runs: Sequence[Row], verdict: Row) -> dict[str, dict[int, Row]]:
     """Return arm -> block -> its complete run.
 
-    After a further search the same name may stand for another plan: the plan of the verdict,
-    else of the latest run of that name, is the one that counts.
+    Of a verdict that says so the blocks that it counts: in those before them the finalist was
+    chosen, and in those of another confirmation the same name may stand for another plan. Else
+    the plan of the verdict, or of the latest run of a name, is the one that counts.
     """
+    if (judged := (verdict.get("details") or {}).get("judged")) is not None:
+        runs = [run for run in runs if run["block"] in judged]
     plans = {run["arm"]: run["plan"] for run in sorted(runs, key=lambda run: run["id"])}
     if (name := (verdict.get("best") or {}).get("arm")) in plans:
         plans[name] = verdict["plan"]
@@ -132,11 +141,14 @@ def _arms(runs: Sequence[Row], verdict: Row) -> dict[str, dict[int, Row]]:
 def _compared(verdict: Row) -> str | None:
     """Return the arm that the difference of a verdict is of."""
     winner = (verdict.get("best") or {}).get("arm")
-    if winner not in (None, CONTROL):
+    if winner not in (None, CONTROL, TUNED):
         return winner
     if verdict.get("verdict") == "hurts":
         return AS_GIVEN
-    finalists = (verdict.get("details") or {}).get("finalists")
+    details = verdict.get("details") or {}
+    if (selection := details.get("selection")) is not None:
+        return selection.get("chosen")
+    finalists = details.get("finalists")  # of a droptune without selection
     mean = verdict.get("difference")
     if mean is None or not isinstance(finalists, Mapping):
         return None

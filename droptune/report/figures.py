@@ -14,13 +14,14 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from droptune.report.facts import AS_GIVEN, CONTROL, Facts
+from droptune.report.facts import AS_GIVEN, CONTROL, TUNED, Facts
 from droptune.report.text import number, plan_line, visible
 
 Row = Mapping[str, Any]
 
 BLUE, VERMILION, GREEN, ORANGE, PURPLE = "#0f80c4", "#d55e00", "#009e73", "#e69f00", "#cc79a7"
-_DRESS = {CONTROL: (VERMILION, "dash"), AS_GIVEN: (GREEN, "dot")}  # else blue and solid
+#: Else blue and solid. Of the two without dropout curves show one.
+_DRESS = {AS_GIVEN: (GREEN, "dot")} | dict.fromkeys((CONTROL, TUNED), (VERMILION, "dash"))
 _OTHERS = (PURPLE, ORANGE, "#56b4e9", "#8a8a8a")
 MOST_TRIALS = 500
 """Trials that are drawn; of more the best ones are, for they tell the most."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from droptune import __version__
 from droptune.errors import StudyError
-from droptune.report.facts import BEST, CONTROL, Facts
+from droptune.report.facts import BEST, CONTROL, TUNED, Facts
 from droptune.report.text import (
     NOTHING,
     difference_line,
@@ -26,6 +26,7 @@ from droptune.report.text import (
     settings,
     short,
     term_line,
+    training_line,
     visible,
 )
 
@@ -138,8 +139,13 @@ def _use(facts: Facts) -> str:
     title = "What to use" if facts.confirmed else "Best so far, not confirmed"
     if plan is None:
         return _section(title, _note("No plan yet: no trial has finished."))
+    said = []
+    if (term := plan.get("term")) is not None:
+        said.append(_tag("p", _text(f"Added to the loss: {term_line(term)}")))
+    if training := plan.get("training"):
+        said.append(_tag("p", _text(f"Trained with: {training_line(training)}")))
     if not plan["sites"]:
-        return _section(title, _tag("p", "No dropout."))
+        return _section(title, _tag("p", "No dropout."), *said)
     entries = plan["sites"].items()
     more = ["settings"] if any(entry.get("settings") for _, entry in entries) else []
     rows = [
@@ -154,9 +160,7 @@ def _use(facts: Facts) -> str:
         for site, entry in entries
     ]
     heads = ["site", "kind", ">rate", "|0 to 1", "schedule", *more]
-    term = plan.get("term")
-    adds = [] if term is None else [_tag("p", _text(f"Added to the loss: {term_line(term)}"))]
-    return _section(title, _table("plan", heads, rows), *adds)
+    return _section(title, _table("plan", heads, rows), *said)
 
 
 def _bar(rate: float) -> str:
@@ -170,7 +174,7 @@ def _figures_in_numbers(facts: Facts) -> str:
     if best is None:
         return _section("In numbers", _note("No trial is complete yet."))
     name = best.get("arm") or BEST
-    rows = [[f"{name}, to use" if facts.confirmed else name, best], [CONTROL, control or {}]]
+    rows = [[f"{name}, to use" if facts.confirmed else name, best], [facts.control, control or {}]]
     if control in (None, best):
         rows.pop()
     cells = [
@@ -186,18 +190,18 @@ def _figures_in_numbers(facts: Facts) -> str:
     heads = ["plan", f">{mean}", *([">in the search"] if facts.confirmed else []), ">trial"]
     parts = [_table("numbers", heads, cells)]
     if facts.confirmed:
-        what = f"{facts.compared or 'plan'} minus {CONTROL}: "
+        what = f"{facts.compared or 'plan'} minus {facts.control}: "
         parts.append(_tag("p", _text(what + difference_line(facts.best["difference"]))))
     parts += [_note(luck)] if (luck := _luck(best, control)) else []
     if facts.best["test"]:
-        parts.append(_on_test(facts.best["test"]))
+        parts.append(_on_test(facts.best["test"], facts.control))
     return _section("In numbers", *parts)
 
 
 def _luck(best: Row, control: Row | None) -> str | None:
     """Return what the search alone would have claimed; None where the plan is no dropout."""
     found = [row.get("search_value") for row in (best, control or {})]
-    if best.get("arm") in (None, CONTROL) or None in found:
+    if best.get("arm") in (None, CONTROL, TUNED) or None in found:
         return None
     naive = found[0] - found[1]
     return (
@@ -206,7 +210,7 @@ def _luck(best: Row, control: Row | None) -> str | None:
     )
 
 
-def _on_test(test: Row) -> str:
+def _on_test(test: Row, control: str) -> str:
     rows = [
         [
             _text(metric),
@@ -217,7 +221,7 @@ def _on_test(test: Row) -> str:
         for metric, means in test.items()
         if isinstance(means, Mapping)
     ]
-    return _table("test", ["test split, read once", ">plan", f">{CONTROL}", "difference"], rows)
+    return _table("test", ["test split, read once", ">plan", f">{control}", "difference"], rows)
 
 
 def _of_differences(facts: Facts) -> tuple[str, str]:
@@ -232,9 +236,9 @@ def _of_differences(facts: Facts) -> tuple[str, str]:
     counted = found.get("blocks")
     few = f" The verdict counts {counted} of these blocks." if counted not in (None, drawn) else ""
     return (
-        f"A point is a block: {facts.compared or 'the plan'} minus no dropout with the same seed; "
-        f"{better} zero is better. The line is the mean, the band its {level:.0%} interval."
-        f"{few} Other finalists can be shown in the legend.",
+        f"A point is a block: {facts.compared or 'the plan'} minus {facts.control} with the same "
+        f"seed; {better} zero is better. The line is the mean, the band its {level:.0%} interval."
+        f"{few} Other plans can be shown in the legend.",
         none,
     )
 

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from droptune.data import IGNORED, Data
+from droptune.data import Data
 from droptune.droppers import check_model
 from droptune.errors import ModelError, PlanError, TrainingError
 from droptune.install import install
-from droptune.metrics import Metric
+from droptune.metrics import IGNORED, Metric
 from droptune.plan import Plan
 from droptune.schedule import progress
 from droptune.sites import Site, find_sites

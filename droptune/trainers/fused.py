@@ -37,6 +37,7 @@ from droptune.trainers.base import (
     stacked_losses,
 )
 from droptune.trainers.constants import python_state, same_constants
+from droptune.trainers.ignored import counted, summed
 from droptune.trainers.learned import learned_by, learned_metrics, learners, with_penalty
 from droptune.trainers.losses import fit_metrics
 from droptune.trainers.memory import keep_freed_memory
@@ -314,8 +315,8 @@ class FusedTrainer:
             self._optimizer.step(grads, paces, rates)
             for pace in self._paces.values():
                 pace.age += 1
-            total += loss * len(rows)
-        return total / len(data)
+            total += summed(task.loss, loss, batch[1])
+        return total / counted(task.loss, data.y)
 
     def _row_paces(self) -> list[Pace]:
         """Return a pace for every row; a free row takes a neighbour's, to be stepped with it."""
@@ -328,7 +329,8 @@ class FusedTrainer:
         kept = KeptOutputs(self.task)
         totals = self._evaluated(split, kept)
         # Divided as doubles: equal counts of hits must differ by exactly nothing.
-        means = {f"{prefix}_{n}": [v / len(split) for v in t.tolist()] for n, t in totals.items()}
+        count = int(counted(self.task.loss, split.y))
+        means = {f"{prefix}_{n}": [v / count for v in t.tolist()] for n, t in totals.items()}
         return means | kept.stacked_scores(split.y, prefix, self._rows)
 
     def _evaluated(self, split: Split, kept: KeptOutputs) -> dict[str, Tensor]:
@@ -341,7 +343,7 @@ class FusedTrainer:
             loss, *rest = self._run("eval", x, y)
             if kept.wanted:
                 kept.add(rest.pop())
-            sums = {"loss": loss * len(x)}
+            sums = {"loss": summed(self.task.loss, loss, y)}
             if rest:
                 sums["accuracy"] = rest[0]
             for name, value in sums.items():

@@ -9,6 +9,7 @@ from torch import Tensor
 from droptune import gap
 from droptune.data import Data, Split
 from droptune.kinds import derive
+from droptune.metrics import IGNORED
 from droptune.trainers.base import EVAL_BATCHES, Loss, Task, mean_loss
 
 
@@ -72,7 +73,8 @@ def constant_loss(loss: str | Loss, y: Tensor) -> float | None:
     if not isinstance(loss, str):
         return None
     if loss == "cross_entropy":
-        shares = torch.bincount(y.flatten()).double() / y.numel()
+        labels = y[y != IGNORED]
+        shares = torch.bincount(labels).double() / len(labels)
         return -torch.special.xlogy(shares, shares).sum().item()
     mean = y.double().mean(0)
     if loss == "mse":

@@ -37,6 +37,7 @@ from droptune.trainers.base import (
     is_out_of_memory,
     mean_loss,
 )
+from droptune.trainers.ignored import counted, summed
 from droptune.trainers.learned import learned_by, learned_metrics, learners, with_penalty
 from droptune.trainers.losses import fit_metrics
 from droptune.trainers.reliability import Bins, reliability
@@ -223,8 +224,8 @@ class SerialTrainer:
             self._descended(member, loss, output, rows).backward()
             member.optimizer.step()
             member.pace.age += 1
-            total += loss.detach() * len(rows)
-        return (total / len(data)).item()
+            total += summed(task.loss, loss.detach(), data.y[rows])
+        return (total / counted(task.loss, data.y)).item()
 
     def _recalibrate(self, model: nn.Module) -> None:
         x = self._data.train.x
@@ -288,11 +289,11 @@ class SerialTrainer:
         for x, y in zip(split.x.split(size), split.y.split(size), strict=True):
             output = self._output(model, x)
             kept.add(output)
-            loss = loss + self._loss(output, y) * len(x)
+            loss = loss + summed(self.task.loss, self._loss(output, y), y)
             hits = correct(self.task.loss, output, y)
             if hits is not None:
                 classes, right = True, right + hits.sum()
-        metrics = {f"{prefix}_loss": loss.item() / len(split)}
+        metrics = {f"{prefix}_loss": loss.item() / int(counted(self.task.loss, split.y))}
         if classes:
             metrics[f"{prefix}_accuracy"] = right.item() / len(split)
         return metrics | kept.scores(split.y, prefix)

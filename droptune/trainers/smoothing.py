@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from droptune.data import IGNORED
 from droptune.errors import PlanError
+from droptune.metrics import IGNORED
 from droptune.plan import Plan
 
 

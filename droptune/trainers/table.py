@@ -6,7 +6,7 @@ with a seed after an epoch. Search, store and verdict run over it unchanged, in 
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
 
@@ -94,7 +94,9 @@ class TableTrainer:
         self._members[slot] = _Member(plan)
 
     def copy(self, source: int, slot: int, plan: Plan) -> None:
-        raise TrainingError("an outcome depends on plan and seed alone; take strategy 'search'")
+        check_taken(source, self._members)
+        self.start(slot, plan)
+        self._members[slot] = replace(self._members[source], plan=plan)
 
     def stop(self, slot: int) -> None:
         check_taken(slot, self._members)

@@ -1,13 +1,21 @@
 """What the page of a study shows, against what is stored."""
 
+import math
+import random
+
 import pytest
+import torch
+from torch import nn
 
 from droptune.errors import StudyError
-from droptune.report.facts import AS_GIVEN, BEST, CONTROL, gather
+from droptune.report.facts import AS_GIVEN, BEST, CONTROL, TUNED, gather
 from droptune.space import AS_GIVEN as GIVEN
 from droptune.space import CONTROL as NONE
+from droptune.space import TUNED as BARE
 from droptune.store import Store
 from droptune.store.drawn import Drawn
+from droptune.study import Study
+from droptune.trainers import TableTrainer
 from tests.report.storing import (
     BINS,
     RUN,
@@ -36,7 +44,7 @@ def final(curve) -> float:
 
 
 def test_the_names_of_the_arms_are_those_of_the_space():
-    assert (CONTROL, AS_GIVEN) == (NONE, GIVEN)
+    assert (CONTROL, AS_GIVEN, TUNED) == (NONE, GIVEN, BARE)
 
 
 def test_the_pairs_are_the_differences_within_blocks(url):
@@ -46,6 +54,39 @@ def test_the_pairs_are_the_differences_within_blocks(url):
     for block in range(1, 5):
         expected = value(0.25, 0.0, block) - value(0.0, 0.0, block)
         assert pairs["finalist 2"][block] == pytest.approx(expected)
+
+
+def tuned_outcome(plan, seed, epoch):
+    """Rates near 0.3 help a little; a learning rate apart from 0.01 costs."""
+    rates = [entry.rate for entry in plan.values()]
+    rng = random.Random(f"{seed} {rates}")
+    off = abs(math.log10(plan.training.get("lr", 1e-3)) + 2)
+    return {"val_loss": 2 - 0.02 * bool(rates) + 0.1 * off + rng.gauss(0, 0.01)}
+
+
+@pytest.mark.parametrize("tune", [(), ("lr",)])
+def test_the_pairs_of_a_study_are_those_that_its_verdict_counts(url, tune):
+    def build():
+        return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout(0.2), nn.Linear(4, 2))
+
+    study = Study(
+        "mine",
+        build,
+        example=torch.zeros(2, 4),
+        trainer=TableTrainer.of(tuned_outcome),
+        epochs=1,
+        trials=20,
+        confirm_blocks=5,
+        tune=tune,
+        store=url,
+    )
+    result = study.optimize()
+    assert result.verdict.details["selection"]["blocks"]
+    found = facts(url)
+    pairs = found.pairs[found.compared]
+    assert found.control == (TUNED if tune else CONTROL)
+    assert sum(pairs.values()) / len(pairs) == pytest.approx(result.difference.mean)
+    assert found.named("val_loss") == "val_loss"  # its own trainer says not what it is
 
 
 def test_the_curves_are_those_of_winner_and_control_by_block(url):

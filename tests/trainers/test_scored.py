@@ -108,7 +108,7 @@ class ScoredContract(ABC):
 
     def test_a_member_that_diverges_scores_nan_alone(self, make):
         trainer = begun(make(2, metrics=named("auroc")), NONE)
-        trainer.start(1, NONE, lr=1e30)
+        trainer.start(1, Plan(training={"lr": 1e30}))
         scores = trainer.epoch()
         assert scores[1].failed and not scores[0].failed
         assert math.isfinite(scores[0].metrics["val_auroc"])

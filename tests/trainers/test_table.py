@@ -97,10 +97,19 @@ def test_what_is_no_dict_of_numbers_is_named(make_task, reported, said):
     assert str(error.value) == said
 
 
-def test_what_only_a_trained_member_has_is_empty_or_refused(make_task):
+def test_what_only_a_trained_member_has_is_empty(make_task):
     trainer = started(make_task, lambda *_: {})
     assert (trainer.fit(0), trainer.reliability(0)) == ({}, [])
-    with pytest.raises(TrainingError, match="take strategy 'search'"):
+
+
+def test_a_copy_goes_on_at_the_age_of_its_source(make_task):
+    asked = []
+    trainer = started(make_task, lambda *asked_for: asked.append(asked_for) or {"val_loss": 1})
+    trainer.epoch()
+    trainer.copy(0, 1, Plan.none())
+    trainer.epoch()
+    assert asked[1:] == [(LIGHT, 4, 2), (Plan.none(), 4, 2)]
+    with pytest.raises(TrainingError, match="slot 1 is taken"):
         trainer.copy(0, 1, LIGHT)
 
 

@@ -13,7 +13,7 @@ from droptune.design import Outcome
 from droptune.pairs import Difference
 from droptune.plan import Plan
 from droptune.space import AS_GIVEN, CONTROL
-from droptune.verdict import HURTS, Verdict, ruled_difference
+from droptune.verdict import HURTS, UNDECIDED, Verdict, ruled_difference
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,8 @@ def confirmed(study: str, outcome: Outcome, unit: str = "", caveat: str | None =
     """
     design, values, control = outcome.design, outcome.values, outcome.control
     verdict = outcome.decide(unit)
+    if verdict.verdict == UNDECIDED and outcome.ahead != verdict.arm:
+        verdict = _with_ahead(verdict, outcome)
     if caveat is not None:
         verdict = replace(verdict, text=f"{verdict.text}; {caveat}")
     compared = AS_GIVEN if verdict.verdict == HURTS else outcome.chosen
@@ -140,6 +142,15 @@ def confirmed(study: str, outcome: Outcome, unit: str = "", caveat: str | None =
         verdict.difference,
         _test(outcome, verdict.arm),
     )
+
+
+def _with_ahead(verdict: Verdict, outcome: Outcome) -> Verdict:
+    """Return a verdict that names the finalist for those who cannot wait for more blocks."""
+    one = outcome.design.arms[outcome.ahead]
+    trial = "" if one.trial is None else f" (trial {one.trial})"
+    entry = {"arm": outcome.ahead, "trial": one.trial, "plan": one.plan.to_json()}
+    text = f"{verdict.text}; if it must be settled now, {outcome.ahead}{trial} is ahead"
+    return replace(verdict, text=text, details=verdict.details | {"ahead": entry})
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -204,6 +204,18 @@ class Outcome:
             return better
         return next((one for one in ordered if self._against(one).verdict != HELPS), better)
 
+    @property
+    def ahead(self) -> str:
+        """The arm to take by one who cannot wait: the finalist if its mean is better.
+
+        No claim, a choice: where neither is known to be better and neither costs more, the one
+        with the better mean loses less on average than no dropout whatever the mean says
+        (benchmarks/fcnet.py measures it). A finalist that failed in a block is never ahead.
+        """
+        found = self.judge()
+        better = not found.chosen.lacks and self.design.rules.sign * found.chosen.mean > 0
+        return self.chosen if better else self.control
+
     def judge(self) -> Judgement:
         """Return whether the blocks are enough, and for what; in no time."""
         return self._against(self.control)

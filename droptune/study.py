@@ -62,7 +62,7 @@ class Study:
         objective: the metric that decides, at the last epoch, with or without "val_": loss,
             accuracy, balanced_accuracy, f1, auroc, r2, rmse, calibration_error; a function
             (output, target) -> float of numpy arrays of the whole split, known from then on
-            as "val_" and its name; or one that `train` yields.
+            as "val_" and its name; or one that `train`, or a trainer of your own, yields.
         direction: "minimize" or "maximize", needed for a function of your own; None: as the
             metric's name says, and minimize where it says nothing.
         metrics: others to record after each epoch, by name or as functions.
@@ -152,7 +152,7 @@ class Study:
         settings.check({name: getattr(self, name) for name in self.__dataclass_fields__})
         if callable(self.objective) and self.objective not in self.metrics:
             object.__setattr__(self, "metrics", (*self.metrics, self.objective))
-        if self.trained_here:
+        if self.trained_here:  # another loop names its metrics as it likes
             object.__setattr__(self, "objective", metrics.full_name(self.objective))
 
     def __repr__(self) -> str:

@@ -86,6 +86,7 @@ def test_what_is_true_is_the_mean_of_four_seeds(fcnet):
 def row(fcnet, best: int, cell: int, verdict: str, reported: float) -> dict:
     true = fcnet.truth(values(best, 0.5))
     answer = {"cell": cell, "verdict": verdict, "cost": 16, "reported": reported}
+    answer |= {"better": cell > 0, "p_value": 0.01 if verdict == "helps" else 0.08}
     return {"set": fcnet.SETS[0], "truth": true, "arms": {"droptune": answer}}
 
 
@@ -107,6 +108,8 @@ def test_figures_count_what_their_names_say(fcnet):
         "dropout wins": 0.5,
         "power": 0.5,
         "helps and better than none": 0.5,
+        "false helps at level 0.9": 0.5,
+        "power at level 0.9": 0.5,
     }
     assert verdicts["limits"]["3 seeds at 0.025"] == 1.0
     arm = figures["arms"]["all"]["droptune"]

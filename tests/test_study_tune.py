@@ -8,9 +8,11 @@ from click.testing import CliRunner
 from droptune import Plan
 from droptune.answer import confirmed
 from droptune.cli import main
+from droptune.design import Arm, Design, Outcome
 from droptune.errors import StudyError
-from droptune.space import CONTROL, TUNED
+from droptune.space import AS_GIVEN, CONTROL, TUNED
 from droptune.store import Queries
+from droptune.verdict import Rules
 from tests.small import Notes, fresh, runs, study
 
 BOTH = ("lr", "weight_decay")
@@ -39,7 +41,7 @@ def test_trials_differ_in_training_and_some_are_without_dropout(tmp_path, sample
 def test_confirmation_has_the_best_plan_without_dropout_beside_the_plain_one(tmp_path):
     url = fresh(tmp_path)
     # A learning rate so small that a greater one is better; the search of this seed has one.
-    result = done(url, lr=1e-4, seed=1, finalists=14)
+    result = done(url, lr=1e-4, seed=1, finalists=14, confirm_blocks=5)
     arms = {row[1]: Plan.from_json(json.loads(row[-1])) for row in runs(url, "confirm")}
     assert arms[CONTROL] == Plan.none()
     bare = [
@@ -84,17 +86,16 @@ def test_fused_and_serial_studies_agree(tmp_path):
 
 def judged(columns, direction="minimize"):
     """Return the answer to values by arm and block."""
-    arms = {CONTROL: Plan.none(), TUNED: FASTER, "as given": LIGHT, "finalist 1": HEAVY}
-    all_runs = {
+    arms = {CONTROL: Plan.none(), TUNED: FASTER, AS_GIVEN: LIGHT, "finalist 1": HEAVY}
+    ended = {
         (block, arms[arm]): {"state": "complete", "metrics": {"val_loss": value}, "test": {}}
         for arm, values in columns.items()
-        for block, value in enumerate(values)
+        for block, value in enumerate(values, 1)
     }
-    chosen = {arm: arms[arm] for arm in columns}
-    blocks = range(len(columns[CONTROL]))
-    return confirmed(
-        "s", "val_loss", direction, arms=chosen, blocks=blocks, runs=all_runs, searched={}
-    )
+    blocks = len(columns[CONTROL])
+    design = Design(Rules("val_loss", direction, blocks), {arm: Arm(arms[arm]) for arm in columns})
+    chosen = "finalist 1" if "finalist 1" in columns else AS_GIVEN
+    return confirmed("s", Outcome(design, chosen, range(1, blocks + 1), ended))
 
 
 NOISE = [0.0, 0.01, -0.01, 0.02, 0.0, 0.01]

@@ -5,7 +5,6 @@ applied and yields a dict of metrics after each epoch: Lightning, transformers, 
 reinforcement learning, anything that can pause once an epoch.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +19,13 @@ from droptune.plan import Plan
 from droptune.schedule import progress
 from droptune.trainers.base import (
     Saved,
-    Scores,
     Task,
     check_kinds,
     check_slot,
     check_taken,
     first_line,
 )
-from droptune.trainers.reported import numbers, scores_of, test_scores
+from droptune.trainers.reported import ReportingTrainer, numbers
 
 Train = Callable[..., Iterator[Mapping[str, Any]]]
 
@@ -42,7 +40,7 @@ class _Member:
     failed: str | None = None
 
 
-class FunctionTrainer:
+class FunctionTrainer(ReportingTrainer):
     """Trains members by a generator function; see `Trainer` for the contract.
 
     What the metrics' names mean stands in reported.py. A generator that ends early has trained
@@ -64,10 +62,6 @@ class FunctionTrainer:
         self.task, self.train, self.slots = task, train, slots
         self.device = torch.device(device)
         self.clock = 0
-
-    def begin(self, seed: int, clock: int = 0) -> None:
-        self._seed, self.clock = seed, clock
-        self._members: dict[int, _Member] = {}
 
     def start(self, slot: int, plan: Plan) -> None:
         check_kinds(plan, self.task.kinds)
@@ -114,16 +108,6 @@ class FunctionTrainer:
         if close is not None:
             close()
 
-    def epoch(self) -> Mapping[int, Scores]:
-        result = {}
-        for slot, member in self._members.items():
-            started = time.perf_counter()
-            self._advance(member)
-            seconds = time.perf_counter() - started
-            result[slot] = scores_of(member.last or {}, seconds, member.failed)
-        self.clock += bool(result)
-        return result
-
     def _advance(self, member: _Member) -> None:
         """Run one epoch; set the member's metrics, or why it failed."""
         age, member.age = member.age, member.age + 1
@@ -141,23 +125,6 @@ class FunctionTrainer:
                 member.failed = str(error)
             except Exception as error:
                 member.failed = f"train= raised {type(error).__name__}: {first_line(error)}"
-
-    def test(self) -> Mapping[int, dict[str, float]]:
-        return {slot: test_scores(member.last or {}) for slot, member in self._members.items()}
-
-    def fit(self, slot: int) -> dict[str, float]:
-        """Return {}: what a loop of the user's own trains on is not known."""
-        check_taken(slot, self._members)
-        return {}
-
-    def reliability(self, slot: int) -> list[list[float]]:
-        """Return nothing: what the model predicts on which data only the loop knows."""
-        return []
-
-    def save(self) -> Saved:
-        """Return plans and ages; a generator's state cannot be taken out, so it is run again."""
-        plans = {str(s): [m.plan.to_json(), m.age] for s, m in self._members.items()}
-        return Saved({}, {"seed": self._seed, "clock": self.clock, "members": plans})
 
     def restore(self, saved: Saved) -> None:
         """Start the members anew and run them up to where they were."""

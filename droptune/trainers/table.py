@@ -4,7 +4,6 @@ Published tables of trained networks, a simulator, a formula: whatever can say h
 with a seed after an epoch. Search, store and verdict run over it unchanged, in milliseconds.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -16,7 +15,6 @@ from droptune.errors import DroptuneError, PlanError, TrainingError
 from droptune.plan import Plan
 from droptune.trainers.base import (
     Saved,
-    Scores,
     Task,
     Trainer,
     check_kinds,
@@ -24,7 +22,7 @@ from droptune.trainers.base import (
     check_taken,
     first_line,
 )
-from droptune.trainers.reported import numbers, scores_of, test_scores
+from droptune.trainers.reported import ReportingTrainer, numbers
 
 #: (plan, seed of the block, epoch from 1) -> metrics after that epoch, by name.
 Outcome = Callable[[Plan, int, int], Mapping[str, Any]]
@@ -38,7 +36,7 @@ class _Member:
     failed: str | None = None
 
 
-class TableTrainer:
+class TableTrainer(ReportingTrainer):
     """Asks a function for the outcomes of members; see `Trainer` for the contract.
 
     The function is called as `outcome(plan, seed, epoch)`, with the epoch of the member,
@@ -82,10 +80,6 @@ class TableTrainer:
 
         return make
 
-    def begin(self, seed: int, clock: int = 0) -> None:
-        self._seed, self.clock = seed, clock
-        self._members: dict[int, _Member] = {}
-
     def start(self, slot: int, plan: Plan) -> None:
         check_kinds(plan, self.task.kinds)
         if plan.term is not None and plan.term.name not in self.task.terms:
@@ -102,16 +96,6 @@ class TableTrainer:
         check_taken(slot, self._members)
         del self._members[slot]
 
-    def epoch(self) -> Mapping[int, Scores]:
-        result = {}
-        for slot, member in self._members.items():
-            started = time.perf_counter()
-            self._advance(member)
-            seconds = time.perf_counter() - started
-            result[slot] = scores_of(member.last or {}, seconds, member.failed)
-        self.clock += bool(result)
-        return result
-
     def _advance(self, member: _Member) -> None:
         """Ask for one epoch; set the member's metrics, or why it failed."""
         member.age += 1
@@ -125,20 +109,6 @@ class TableTrainer:
             member.failed = f"the outcome raised {type(error).__name__}: {first_line(error)}"
             return
         member.last = numbers(asked, "the outcome is")
-
-    def test(self) -> Mapping[int, dict[str, float]]:
-        return {slot: test_scores(member.last or {}) for slot, member in self._members.items()}
-
-    def fit(self, slot: int) -> dict[str, float]:
-        return {}
-
-    def reliability(self, slot: int) -> list[list[float]]:
-        return []
-
-    def save(self) -> Saved:
-        """Return plans and ages: the rest is asked for again."""
-        plans = {str(s): [m.plan.to_json(), m.age] for s, m in self._members.items()}
-        return Saved({}, {"seed": self._seed, "clock": self.clock, "members": plans})
 
     def restore(self, saved: Saved) -> None:
         self.begin(saved.rest["seed"], saved.rest["clock"])

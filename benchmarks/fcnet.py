@@ -156,6 +156,7 @@ def droptune(values: np.ndarray, first: int, seed: int, url: str, sampler: str) 
         confirm_blocks=SEEDS - 1,
         finalists=1,
         seed=seed,
+        warm_start=(),  # each study for itself
         store=url,
     )
     result = study.optimize(progress=SilentProgress())

@@ -170,6 +170,7 @@ def play(task: tuple) -> dict:
         trainer=TableTrainer.of(outcome),
         epochs=1,
         seed=seed,
+        warm_start=(),  # each study for itself
         store=f"sqlite:///{folder}/{os.getpid()}.db",
         **settings,
     )

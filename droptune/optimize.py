@@ -266,15 +266,17 @@ class Optimization:
     def _finished(self, trials: int, outcome: Outcome | None) -> str:
         """Return the line that says that nothing was left to do, and what would change it."""
         study = self.study
+        blocks = len(outcome.blocks) if outcome is not None else 0
         more = "raise --trials"
         if outcome is None or not outcome.judge().settled:
-            more = "raise --trials or --confirm-blocks"
+            above = f" above {blocks}" if blocks > study.confirm_blocks else ""
+            more = f"raise --trials or --confirm-blocks{above}"
         if trials < study.trials:
             more = "raise --time" if study.time is not None else "its grid has no further plan"
             more = "raise --patience, or set it to 0" if self._impatient() else more
-        blocks = len(outcome.blocks) if outcome is not None else 0
+        of = f" of {study.trials}" if trials <= study.trials else ""  # it had more before
         return (
-            f"study {study.name!r} is finished: {trials} of {study.trials} trials, "
+            f"study {study.name!r} is finished: {trials}{of} trials, "
             f"{blocks} blocks of confirmation; for more: {more}"
         )
 

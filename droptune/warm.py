@@ -135,7 +135,7 @@ def _confirmed(study: Mapping[str, Any], space: Space) -> Seeds:
     """Return the confirmed plan of a similar study."""
     name = study["name"]
     try:
-        seeds = _moved(study, {f"from {name}": study["verdict"]["plan"]}, space)
+        seeds = _moved(study, {f"from {name}": study["plan"]}, space)
     except PlanError:  # of a newer droptune; nobody asked for it
         return Seeds({}, ())
     said = (
@@ -171,11 +171,8 @@ def _similar(
     """
     roles = {site.role for site in space.sites}
     found = []
-    for index, row in enumerate(queries.studies()):
-        if row["name"] == name or row["verdict"] != "helps":
-            continue
-        study = queries.study(row["name"])
-        if {site["role"] for site in study["sites"]} == roles:
+    for index, study in enumerate(queries.helped()):
+        if study["name"] != name and {site["role"] for site in study["sites"]} == roles:
             same = study["definition"].get("model") == fingerprint
             alike = len(study["sites"]) == len(space.sites)
             found.append(((same, alike, index), study))

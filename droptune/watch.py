@@ -62,6 +62,9 @@ class Interrupt:
             self._say("stopping at the end of this epoch; Ctrl-C again stops at once")
 
 
+_LONG = 60.0  # seconds, of an epoch
+
+
 class Meter:
     """How far one phase of a study is, and how long it will take.
 
@@ -80,6 +83,7 @@ class Meter:
         self._length, self._total = epochs, total
         self._began = time.monotonic()
         self._trained = 0  # epochs of single runs, now and in `_ended`
+        self._first: tuple[float, int] | None = None  # when the first epoch ended, and its runs
         self._ended: list[int] = []  # the epochs that each ended run took
 
     def epoch(self, members: int, ended: Sequence[int]) -> None:
@@ -91,6 +95,8 @@ class Meter:
         """
         self._trained += members
         self._ended += ended
+        if self._first is None:
+            self._first = time.monotonic(), members
 
     def show(
         self,
@@ -115,7 +121,7 @@ class Meter:
             note: what else there is to say.
         """
         elapsed = time.monotonic() - self._began
-        speed = self._trained / elapsed if elapsed > 0 else None
+        speed = self._speed()
         left = self._left(speed, done, running) if speed else None
         if seconds_left is not None:
             left = seconds_left if left is None else min(left, seconds_left)
@@ -135,6 +141,20 @@ class Meter:
                 note=note,
             )
         )
+
+    def _speed(self) -> float | None:
+        """Return epochs a second, without the first: a trainer is made and warms up in it.
+
+        The first alone tells the speed only if it took so long that this matters little.
+        """
+        if self._first is None:
+            return None
+        ended, members = self._first
+        since = time.monotonic() - ended
+        if self._trained > members and since > 0:
+            return (self._trained - members) / since
+        took = ended - self._began
+        return members / took if took >= _LONG else None
 
     def _left(self, speed: float, done: int, running: Sequence[int]) -> float:
         """Return seconds to the end, if runs to come are as long as those that have ended."""

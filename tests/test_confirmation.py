@@ -161,6 +161,40 @@ def test_a_raised_budget_goes_on_with_the_plan_of_the_first(url):
     assert again.verdict.details["planned"] == 3
 
 
+def test_a_budget_below_what_is_done_is_said_to_be_so(url):
+    one = study(url, confirm_blocks=3, epochs=1, margin=1e-9, level=0.99999)
+    one.optimize(progress=Notes())
+    more = "3 blocks of confirmation; for more: raise --trials or --confirm-blocks"
+    for changes, said in (
+        ({}, f"6 of 6 trials, {more}"),
+        ({"confirm_blocks": 2}, f"6 of 6 trials, {more} above 3"),
+        ({"trials": 4}, f"6 trials, {more}"),
+    ):
+        notes = Notes()
+        again = one.using(**changes).optimize(progress=notes)
+        assert again.finished_before and again.difference.n == 3
+        assert notes.messages[-1] == f"study 'mine' is finished: {said}"
+
+
+@pytest.mark.parametrize("gain", [0.2, -0.2])
+def test_who_cannot_wait_is_told_which_plan_is_ahead(url, monkeypatch, gain):
+    scored(monkeypatch, lambda plan, seed: 2.0 - gain * (len(plan) > 0) * (1 + seed % 7))
+    settings = {"trials": 3, "finalists": 1, "model": plain, "margin": 1e-9, "level": 0.99999}
+    result = study(url, confirm_blocks=4, epochs=1, **settings).optimize(progress=Notes())
+    assert result.verdict.verdict == "undecided"
+    assert result.plan == Plan.none(), "it is not confirmed"
+    ahead = result.verdict.details.get("ahead")
+    assert (ahead is not None) == (result.difference.mean < 0) == (gain > 0)
+    if ahead is not None:
+        assert len(Plan.from_json(ahead["plan"])) > 0
+        said = f"; if it must be settled now, finalist 1 (trial {ahead['trial']}) is ahead"
+        assert str(result.verdict).endswith(said)
+    assert ("is ahead" in str(result.verdict)) == (gain > 0)
+    with Queries(url) as queries:
+        stored = queries.study("mine")["verdict"]
+    assert stored["text"] == str(result.verdict)
+
+
 def test_other_finalists_are_a_new_confirmation_on_fresh_blocks(url):
     one = study(url, trials=4, confirm_blocks=BLOCKS, epochs=1, margin=1e-9)
     one.optimize(progress=Notes())

@@ -21,19 +21,35 @@ def clock(monkeypatch):
 def test_the_time_left_comes_from_the_speed_so_far(clock):
     notes = Notes()
     meter = Meter(notes, "search", "val_loss", epochs=10, total=4)
-    clock[0] = 2.0
+    clock[0] = 7.0
+    meter.epoch(2, [])
+    meter.show(done=0, running=[1, 1])
+    status = notes.statuses[-1]
+    assert (status.epochs_per_second, status.seconds_left) == (None, None), "a warm-up"
+    clock[0] = 9.0
     for _ in range(5):
         meter.epoch(2, [])
-    meter.show(done=0, running=[5, 5])
+    meter.show(done=0, running=[6, 6])
     status = notes.statuses[-1]
     assert status.epochs_per_second == 5.0
-    assert status.seconds_left == (2 * 10 + 5 + 5) / 5.0
-    assert (status.running, status.done, status.total, status.elapsed) == (2, 0, 4, 2.0)
+    assert status.seconds_left == (2 * 10 + 4 + 4) / 5.0
+    assert (status.running, status.done, status.total, status.elapsed) == (2, 0, 4, 9.0)
+
+
+def test_a_first_epoch_that_is_long_tells_the_speed(clock):
+    notes = Notes()
+    meter = Meter(notes, "search", "val_loss", epochs=3, total=2)
+    clock[0] = 600.0
+    meter.epoch(2, [])
+    clock[0] = 630.0
+    meter.show(done=0, running=[1, 1])
+    assert notes.statuses[-1].seconds_left == (2 + 2) * 300.0
 
 
 def test_runs_that_stop_early_shorten_the_time_left(clock):
     notes = Notes()
     meter = Meter(notes, "search", "val_loss", epochs=10, total=6)
+    meter.epoch(2, [])
     clock[0] = 1.0
     meter.epoch(2, [2, 4])
     meter.show(done=2, running=[], pruned=2)

@@ -130,7 +130,7 @@ def difference_line(difference: Mapping[str, Any]) -> str:
         parts.append(f"p = {p_value:.2g}")
     blocks = difference.get("blocks", difference.get("n"))
     if blocks is not None:
-        parts.append(f"{blocks} blocks")
+        parts.append(f"{blocks} block" + "s" * (blocks != 1))
     return ", ".join(parts)
 
 

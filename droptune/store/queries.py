@@ -6,13 +6,13 @@ All results are ready for JSON: numbers that were NaN or infinite are None, time
 ISO 8601 in UTC. No Optuna is loaded, and no SQLAlchemy for a SQLite file.
 """
 
-import json
 import math
-from datetime import datetime
 from typing import Any
 
 from droptune import gap
-from droptune.errors import StoreError, StudyError, nearest
+from droptune.errors import StudyError, nearest
+from droptune.store.helped import helped
+from droptune.store.plain import decoded, plain
 from droptune.store.reader import Reader, open_reader
 
 Row = dict[str, Any]
@@ -28,13 +28,13 @@ STATES = {
 
 STUDIES = """
     SELECT d.id, d.name, d.definition, d.environment, d.created_at
-    FROM droptune_study d ORDER BY d.id
+    FROM droptune_study d
 """
 OPTUNA_STUDIES = """
     SELECT s.study_name AS name, s.study_id, lower(CAST(d.direction AS VARCHAR)) AS direction
     FROM studies s JOIN study_directions d ON d.study_id = s.study_id AND d.objective = 0
 """
-COUNTS = "SELECT study_id, state, count(*) AS n FROM trials GROUP BY study_id, state"
+COUNTS = "SELECT study_id, state, count(*) AS n FROM trials {of} GROUP BY study_id, state"
 VERDICT = "SELECT * FROM droptune_verdict WHERE study_id = :study ORDER BY id DESC LIMIT 1"
 VERDICTS = """
     SELECT study_id, verdict FROM droptune_verdict
@@ -122,9 +122,6 @@ SEARCH_SECONDS = """
 DESIGNS = """
     SELECT design FROM droptune_confirmation WHERE study_id = :study ORDER BY round
 """
-JSON_COLUMNS = frozenset(
-    "definition environment plan metrics test best control details shape design".split()
-)
 
 
 class Queries:
@@ -166,7 +163,7 @@ class Queries:
         verdicts = {row["study_id"]: row["verdict"] for row in self._rows(VERDICTS)}
         return [
             self._summary(study, optuna.get(study["name"]), counts, verdicts)
-            for study in self._rows(STUDIES)
+            for study in self._rows(STUDIES + " ORDER BY d.id")
         ]
 
     def trials(self, name: str, limit: int | None = None) -> list[Row]:
@@ -222,12 +219,16 @@ class Queries:
         """
         study, optuna = self._find(name)
         return {
-            **self._summary(study, optuna, self._counts(), {}),
+            **self._summary(study, optuna, self._counts(optuna), {}),
             "definition": study["definition"],
             "environment": study["environment"],
             "sites": self._rows(SITES, study=study["id"]),
             "verdict": self._verdict(study),
         }
+
+    def helped(self) -> list[Row]:
+        """Return the studies where dropout helped, see `droptune.store.helped`."""
+        return helped(self._reader)
 
     def verdict(self, name: str) -> Row | None:
         """Return the latest verdict of a study, all columns of it, or None.
@@ -324,12 +325,13 @@ class Queries:
 
     def _find(self, name: str) -> tuple[Row, Row | None]:
         """Return droptune's row and Optuna's row (None: no trials yet) of a study."""
-        known = {study["name"]: study for study in self._rows(STUDIES)}
-        if name not in known:
+        found = self._rows(STUDIES + " WHERE d.name = :name", name=name)
+        if not found:
+            known = [row["name"] for row in self._rows("SELECT name FROM droptune_study")]
             say = nearest(name, known) or "; there is none yet, run `droptune optimize`"
             raise StudyError(f"no study {name!r} in this database{say}")
         rows = self._optuna(OPTUNA_STUDIES + " WHERE s.study_name = :name", name=name)
-        return known[name], rows[0] if rows else None
+        return found[0], rows[0] if rows else None
 
     def _verdict(self, study: Row) -> Row | None:
         rows = self._rows(VERDICT, study=study["id"])
@@ -337,9 +339,11 @@ class Queries:
             return None
         return {key: value for key, value in rows[0].items() if key not in ("id", "study_id")}
 
-    def _counts(self) -> dict[int, Row]:
+    def _counts(self, optuna: Row | None = None) -> dict[int, Row]:
+        """Return study id -> how many trials are in which state; of one study, or of all."""
         counts: dict[int, Row] = {}
-        for row in self._optuna(COUNTS):
+        of = {} if optuna is None else {"study": optuna["study_id"]}
+        for row in self._optuna(COUNTS.format(of="WHERE study_id = :study" if of else ""), **of):
             counts.setdefault(row["study_id"], _no_trials())[STATES[row["state"]]] = row["n"]
         return counts
 
@@ -360,28 +364,28 @@ class Queries:
         return self._rows(sql, **values) if self._has_trials else []
 
     def _rows(self, sql: str, **values: Any) -> list[Row]:
-        return _plain(self._reader.rows(sql, **values))
+        return plain(self._reader.rows(sql, **values))
 
 
 def confirm_runs(reader: Reader, study_id: int) -> list[Row]:
     """Return the confirmation runs of a study that ended, with the metrics they ended on."""
-    return _plain(reader.rows(CONFIRM_RUNS, study=study_id))
+    return plain(reader.rows(CONFIRM_RUNS, study=study_id))
 
 
 def designs(reader: Reader, study_id: int) -> list[Row]:
     """Return the designs of a study's confirmations, the first one first."""
-    return [row["design"] for row in _plain(reader.rows(DESIGNS, study=study_id))]
+    return [row["design"] for row in plain(reader.rows(DESIGNS, study=study_id))]
 
 
 def search_runs(reader: Reader, study_id: int) -> list[Row]:
     """Return the search runs of a study that are complete or failed, oldest first."""
-    return _plain(reader.rows(SEARCH_RUNS, study=study_id))
+    return plain(reader.rows(SEARCH_RUNS, study=study_id))
 
 
 def search_curves(reader: Reader, study_id: int, metric: str) -> dict[int, list[float]]:
     """Return trial -> a metric by epoch, of the search runs that are complete."""
     curves: dict[int, list[float]] = {}
-    for row in _plain(reader.rows(SEARCH_CURVES, study=study_id)):
+    for row in plain(reader.rows(SEARCH_CURVES, study=study_id)):
         value = row["metrics"].get(metric)
         curves.setdefault(row["trial_number"], []).append(math.nan if value is None else value)
     return curves
@@ -394,26 +398,14 @@ def search_seconds(reader: Reader, study_id: int) -> float:
 
 def control_fit(reader: Reader, study_id: int) -> Row | None:
     """Return how no dropout fitted in the search, or None if it has not ended there."""
-    rows = _plain(reader.rows(CONTROL_METRICS, study=study_id))
+    rows = plain(reader.rows(CONTROL_METRICS, study=study_id))
     return gap.fit(rows[0]["metrics"]) if rows else None
-
-
-def _plain(rows: list[Row]) -> list[Row]:
-    """Return rows as every driver should give them: JSON decoded, times in ISO 8601."""
-    for row in rows:
-        for key in row.keys() & JSON_COLUMNS:
-            if isinstance(row[key], str):
-                row[key] = _decoded(key, row[key])
-        if row.get("created_at") is not None:
-            time = datetime.fromisoformat(str(row["created_at"]))
-            row["created_at"] = time.isoformat(timespec="seconds") + "Z"
-    return rows
 
 
 def _trial(row: Row, live: dict[int, int]) -> Row:
     epochs = row["epochs"] if row["epochs"] is not None else live.get(row["run_id"])
-    fixed = row["fixed_plan"] and _decoded("plan", row["fixed_plan"])
-    named = row["fixed_name"] and _decoded("name", row["fixed_name"])
+    fixed = row["fixed_plan"] and decoded("plan", row["fixed_plan"])
+    named = row["fixed_name"] and decoded("name", row["fixed_name"])
     return {
         "number": row["number"],
         "state": STATES[row["state"]],
@@ -425,19 +417,9 @@ def _trial(row: Row, live: dict[int, int]) -> Row:
     }
 
 
-def _decoded(column: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        raise StoreError(
-            f"column {column!r} of the database holds {text[:40]!r}, which is not JSON; "
-            "it was changed by hand or is damaged, restore a copy"
-        ) from None
-
-
 def _external(row: Row) -> Any:
     """Return a parameter as it was suggested; Optuna stores a choice by its index."""
-    distribution = _decoded("distribution_json", row["distribution_json"])
+    distribution = decoded("distribution_json", row["distribution_json"])
     if distribution["name"] == "CategoricalDistribution":
         return distribution["attributes"]["choices"][int(row["param_value"])]
     if distribution["name"] == "IntDistribution":

@@ -92,10 +92,12 @@ def test_settings_are_shown_in_brackets():
             {"mean": -1.0, "low": -2.0, "high": 0.0, "p_value": 0.0, "n": 2},
             "-1.0 [-2.0, +0.0], p = 0, 2",
         ),
+        ({"mean": 0.5, "blocks": 1}, "+0.5, 1 block"),
     ],
 )
 def test_differences_say_what_is_known(difference, line):
-    assert difference_line(difference).startswith(line)
+    found = difference_line(difference)
+    assert found.startswith(line) and "1 blocks" not in found
 
 
 def test_json_has_null_for_what_json_does_not_know():

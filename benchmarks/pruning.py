@@ -7,10 +7,14 @@
 pruning_tasks.py says which plans are trained on which tasks. Each replay takes the plans of one
 block in a random order (no dropout first, as in a study), trains them 8 at a time and lets the
 pruner stop them; a stopped trial's slot goes to the next plan. All pruners see the same orders,
-and no dropout is never stopped. After each quarter of the epochs that training all plans to the
-end takes, the best complete trial so far is what the pruner would answer. It is right if that
-plan is the block's best at the last epoch; its regret is what it is worse. A pruner that is
-through with all plans keeps its answer.
+and no dropout is never stopped. After some shares of the epochs that training all plans to the end
+takes, the best complete trial so far is what the pruner would answer. It is right if that plan
+is the block's best at the last epoch; its regret is what it is worse.
+
+Equal epochs, twice. First all pruners get the same share, and one that saves more sees more
+plans; a pruner that is through with all plans keeps its answer, so at 75 % one that is through
+at 50 % could have gone on if there were more plans. Then each other pruner is through with all
+plans, and paired is cut off in the same replay at as many epochs.
 
 Pruners:
     none                 every trial trains to its end
@@ -20,7 +24,8 @@ Pruners:
     Optuna's median,     with Optuna's own defaults, told the objective every epoch
     Optuna's hyperband
 
-The constants of `paired` were chosen on the tasks in TUNED; the others judge it. Intervals are t
+The rule and the constants of `paired` were chosen on the tasks in TUNED, at full length and cut
+short to two fifths or two thirds; the others judge it. Intervals are t
 intervals over blocks, each block's value being the mean over its orders; differences from
 `paired` are within blocks.
 """
@@ -46,17 +51,18 @@ PRUNERS = (
     "none", "paired", "median", "hyperband", "successive-halving", "Optuna's median",
     "Optuna's hyperband",
 )  # fmt: skip
-BUDGETS = (0.25, 0.5, 0.75, 1.0)
+BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.75, 1.0)
+COMPARED = (0.4, 0.5, 0.6, 0.75)
 METRIC = "val_loss"
 
 
 class Ours:
     """`paired` for one replay."""
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int, plans: Sequence) -> None:
         from droptune.paired import Paired
 
-        self._paired = Paired(epochs, "minimize")
+        self._paired = Paired(epochs, "minimize", sites_of(plans), plans.__getitem__)
 
     def stops(self, trial: int, epoch: int, value: float) -> bool:
         self._paired.add(trial, epoch, value)
@@ -92,8 +98,13 @@ class Optunas:
         self._study.tell(self._trials[trial], value, state=state)
 
 
-def pruner(name: str, epochs: int):
-    """Return a fresh pruner for a replay; None: nothing is stopped."""
+def sites_of(plans: Sequence) -> list[str]:
+    """Return the sites of plans in the order of the model; the input is the first."""
+    return sorted({site for plan in plans for site in plan}, key=lambda s: (s != "@input", s))
+
+
+def pruner(name: str, epochs: int, plans: Sequence):
+    """Return a fresh pruner for a replay of trials with these plans; None: nothing is stopped."""
     import optuna
 
     from droptune.samplers import make_pruner
@@ -102,7 +113,7 @@ def pruner(name: str, epochs: int):
     if name == "none":
         return None
     if name == "paired":
-        return Ours(epochs)
+        return Ours(epochs, plans)
     every = range(1, epochs)
     if name == "Optuna's median":
         return Optunas(optuna.pruners.MedianPruner(), every)
@@ -147,7 +158,9 @@ def replay(curves: np.ndarray, order: Sequence[int], judge) -> tuple[list[tuple[
     return answers, spent
 
 
-def measure(curves: np.ndarray, orders: int, names: Sequence[str] = PRUNERS) -> dict[str, dict]:
+def measure(
+    curves: np.ndarray, plans: Sequence, orders: int, names: Sequence[str] = PRUNERS
+) -> dict[str, dict]:
     """Replay pruners in all blocks.
 
     Returns:
@@ -157,7 +170,7 @@ def measure(curves: np.ndarray, orders: int, names: Sequence[str] = PRUNERS) -> 
     """
     rows: dict[str, list] = {name: [] for name in names}
     for block, values in enumerate(curves):
-        by_order = [_one_order(values, (block, number), names) for number in range(orders)]
+        by_order = [_one_order(values, plans, (block, n), names) for n in range(orders)]
         for name in names:
             rows[name].append(
                 [
@@ -172,11 +185,14 @@ def measure(curves: np.ndarray, orders: int, names: Sequence[str] = PRUNERS) -> 
     }
 
 
-def _one_order(values: np.ndarray, seed: Sequence[int], names: Sequence[str]) -> dict[str, list]:
+def _one_order(
+    values: np.ndarray, plans: Sequence, seed: Sequence[int], names: Sequence[str]
+) -> dict[str, list]:
     """Return found, regret, epochs, own and paired of each pruner in one replay."""
     last, whole = values[:, -1], values.size
     order = [0, *(1 + np.random.default_rng(seed).permutation(len(values) - 1))]
-    done = {name: replay(values, order, pruner(name, values.shape[1])) for name in names}
+    ordered, epochs = [plans[plan] for plan in order], values.shape[1]
+    done = {name: replay(values, order, pruner(name, epochs, ordered)) for name in names}
 
     def answer(name: str, spent: float) -> int:
         return max(((s, plan) for s, plan in done[name][0] if s <= spent), default=(0, 0))[1]
@@ -217,7 +233,13 @@ def report(results: dict[str, dict], orders: int) -> str:
         tuned = " (the rule was chosen here)" if task in TUNED else ""
         lines += ["", f"## {task}{tuned}", ""]
         lines += _table(by_pruner)
-    judged = [task for task in results if task not in TUNED]
+    if judged := [task for task in results if task not in TUNED]:
+        lines += _judged(results, judged)
+    return "\n".join(lines) + "\n"
+
+
+def _judged(results: dict[str, dict], judged: Sequence[str]) -> list[str]:
+    """Return the tables of all judged tasks together, and those at equal epochs."""
     pooled = {
         name: {
             key: sum((results[task][name][key] for task in judged), [])
@@ -227,10 +249,18 @@ def report(results: dict[str, dict], orders: int) -> str:
     }
     for name in PRUNERS:  # regrets of different tasks have no unit in common
         pooled[name]["regret"] = sum((_relative(results[task], name) for task in judged), [])
-    lines += ["", f"## All {len(judged)} judged tasks, {len(judged) * BLOCKS} blocks", ""]
-    lines += ["Regret in per cent of the regret that no pruning has after a quarter.", ""]
-    lines += [*_table(pooled, scale=100), "", *_equal_epochs(results, pooled)]
-    return "\n".join(lines) + "\n"
+    return [
+        "",
+        f"## All {len(judged)} judged tasks, {len(judged) * BLOCKS} blocks",
+        "",
+        f"Regret in per cent of the regret that no pruning has after {BUDGETS[0]:.0%}.",
+        "",
+        *_table(pooled, scale=100),
+        "",
+        *_same_share(results, pooled),
+        "",
+        *_as_many(results, pooled),
+    ]
 
 
 def _relative(by_pruner: dict, name: str) -> list[list[float]]:
@@ -239,21 +269,50 @@ def _relative(by_pruner: dict, name: str) -> list[list[float]]:
 
 
 def _table(by_pruner: dict[str, dict], scale: float = 1000) -> list[str]:
-    shown = BUDGETS[1:]
+    shown = (0.5, 0.75, 1.0)
     heads = [f"found at {b:.0%}" for b in shown] + [f"regret at {b:.0%}" for b in shown]
     lines = ["| pruner | " + " | ".join(heads) + " | epochs |", "|" + "---|" * (len(heads) + 2)]
     for name, result in by_pruner.items():
-        found, regret = (np.asarray(result[key])[:, 1:] for key in ("found", "regret"))
+        columns = [BUDGETS.index(budget) for budget in shown]
+        found, regret = (np.asarray(result[key])[:, columns] for key in ("found", "regret"))
         cells = [interval(found[:, i]) for i in range(len(shown))]
         cells += [f"{scale * regret[:, i].mean():.2f}" for i in range(len(shown))]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {np.mean(result['epochs']):.2f} |")
     return lines
 
 
-def _equal_epochs(results: dict[str, dict], pooled: dict[str, dict]) -> list[str]:
+def _same_share(results: dict[str, dict], pooled: dict[str, dict]) -> list[str]:
+    """Return the table of paired against each pruner, when all get the same epochs."""
+    heads = [f"at {budget:.0%}" for budget in COMPARED]
+    lines = [
+        "## At equal epochs: the same share for all",
+        "",
+        "Found by paired minus found by the other, in the same replays; p two-sided, of the mean "
+        "over the four shares.",
+        "",
+        "| pruner | task | " + " | ".join(heads) + " | mean (p) |",
+        "|" + "---|" * (len(COMPARED) + 3),
+    ]
+    columns = [BUDGETS.index(budget) for budget in COMPARED]
+    for name in (name for name in PRUNERS if name != "paired"):
+        for task, by_pruner in {**results, "all judged": pooled}.items():
+            both = [np.asarray(by_pruner[n]["found"])[:, columns] for n in ("paired", name)]
+            difference = both[0] - both[1]
+            cells = [interval(difference[:, i]) for i in range(len(columns))]
+            cells.append(_with_p(difference.mean(1)))
+            lines.append(f"| {name} | {task} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _with_p(difference: np.ndarray) -> str:
+    p = stats.ttest_1samp(difference, 0).pvalue if difference.any() else 1.0
+    return f"{interval(difference)} (p = {p:.2g})"
+
+
+def _as_many(results: dict[str, dict], pooled: dict[str, dict]) -> list[str]:
     """Return the table of each pruner against paired, with as many epochs as it used in all."""
     lines = [
-        "## At equal epochs",
+        "## At equal epochs: as many as the other uses in all",
         "",
         "Each pruner when it is through with all plans, and paired on the same orders cut off "
         "at as many epochs.",
@@ -267,21 +326,23 @@ def _equal_epochs(results: dict[str, dict], pooled: dict[str, dict]) -> list[str
         for task, by_pruner in {**results, "all judged": pooled}.items():
             one = by_pruner[name]
             difference = np.asarray(one["paired"]) - np.asarray(one["own"])
-            p = stats.ttest_1samp(difference, 0).pvalue if difference.any() else 1.0
             lines.append(
                 f"| {name} | {task} | {np.mean(one['epochs']):.2f} | {interval(one['own'])} | "
-                f"{interval(one['paired'])} | {interval(difference)} (p = {p:.2g}) |"
+                f"{interval(one['paired'])} | {_with_p(difference)} |"
             )
     return lines
 
 
-def curves_of(task: str) -> np.ndarray:
-    """Return the recorded curves of a task, `(blocks, plans, epochs)`."""
+def recorded(task: str) -> tuple[np.ndarray, list]:
+    """Return the recorded curves of a task, `(blocks, plans, epochs)`, and its plans."""
+    from droptune import Plan
+
     path = RESULTS / f"pruning-{task}.npz"
     if not path.exists():
         raise SystemExit(f"{path} is not there; run with --record first")
     with np.load(path) as stored:
-        return stored[METRIC].astype(float)
+        plans = [Plan.from_json(json.loads(text)) for text in stored["plans"]]
+        return stored[METRIC].astype(float), plans
 
 
 def main() -> None:
@@ -293,13 +354,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.record:
         for task in args.tasks:
-            curves = record(task, lambda text: print(text, file=sys.stderr))
-            packed = {metric: values.astype(np.float32) for metric, values in curves.items()}
-            np.savez_compressed(RESULTS / f"pruning-{task}.npz", **packed)
+            found = record(task, lambda text: print(text, file=sys.stderr))
+            np.savez_compressed(RESULTS / f"pruning-{task}.npz", **found)
     results: dict[str, dict] = {}
     for task in args.tasks:
         began = time.monotonic()
-        results[task] = measure(curves_of(task), args.orders)
+        results[task] = measure(*recorded(task), args.orders)
         print(f"{task}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     text = report(results, args.orders)
     print(text)

@@ -6,6 +6,7 @@ trains them: in waves of 8 that start at clock 0, E, 2E ... of the block, the co
 first. Which plan is in which wave is drawn anew in each block.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -95,7 +96,8 @@ def record(name: str, say: Callable[[str], object]) -> dict[str, np.ndarray]:
     """Train all plans of a task in all blocks.
 
     Returns:
-        metric -> values of shape `(blocks, plans, epochs)`; what diverged is NaN from there on.
+        metric -> values of shape `(blocks, plans, epochs)`; what diverged is NaN from there on;
+        plans -> the plans, as JSON text.
     """
     from droptune.optimize import block_seed
     from droptune.trainers import FusedTrainer, Task
@@ -123,4 +125,5 @@ def record(name: str, say: Callable[[str], object]) -> dict[str, np.ndarray]:
             for slot in members:
                 trainer.stop(slot)
         say(f"{name}: block {block + 1} of {BLOCKS}")
-    return {m: values for m, values in curves.items() if not np.isnan(values).all()}
+    found = {m: v.astype(np.float32) for m, v in curves.items() if not np.isnan(v).all()}
+    return found | {"plans": np.array([json.dumps(plan.to_json()) for plan in plans])}

@@ -116,7 +116,6 @@ class Optimization:
             epochs=study.epochs,
             rungs=sorted(settings.rungs(study.epochs, study.pruner)),
             curves=curves,
-            say=self.shown.message,
             prepare_engine=partial(prepare_engine, url=study.url),
             patience=study.patience,
         )

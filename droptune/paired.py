@@ -1,168 +1,170 @@
-"""A pruner that is fair to dropout: `Paired`. Pure functions of curves; used by search.py.
+"""A pruner that is fair to dropout: `Paired`. Pure functions of numbers; used by search.py.
 
-Dropout slows the start of training and pays at its end, so rungs that begin early favour small
-rates. Here the control, no dropout, trains to its end before anything is stopped, and nothing
-is judged before the epoch at which the control stopped improving: from there on its lead is
-spent. A trial is then compared with the best complete trial of its block, epoch by epoch. The
-two share initial weights, and data order and noise where they began together, so the
-difference of their curves is paired (common random numbers).
+Dropout slows the start of training and pays at its end, so at an early rung small rates are
+ahead. How much that says of the end differs from task to task, and is learnt here: from the
+complete trials of the block, by a regression of the last value on what is known after an epoch,
+the trial's level and its rates. A level far behind counts for little where complete trials came
+from as far behind, and so does a high rate; where early levels say nothing of the end, nothing
+is stopped early. No dropout, which runs to its end first, is always among what is learnt from.
+All trials of a block share initial weights, and data order where they began together (common
+random numbers), so their levels are compared as they are.
 
-A trial is stopped when the difference, carried on to the last epoch, is worse by more than
-noise explains; the value to beat is the best trial's last one, lucky as it is. What a trial
-gains on the best one is carried on, at half its present speed: that is how far it comes if its
-speed falls along a line to 0 at the last epoch. What it loses is not carried on.
+The regression gives the probability that the trial ends ahead of the best complete one, luck
+included. A fresh plan ends ahead of n others with probability 1 / (n + 1), if nothing else is
+known of it, and costs a whole run. A trial is stopped when a fresh plan promises more per epoch:
+that is when its own probability, over the share of a run that it has still to go, is less.
 
-What it costs (benchmarks/results/pruning-cpu.md; the constants were chosen on two of the six
-tasks): over the four others it used 78 % of the epochs and kept the full budget's winner in
-78 % of replays, hyperband 68 % and 59 %, the median 51 % and 55 %. It waits longer, so cut off
-at as many epochs as those use it finds the winner no more often than hyperband, and less often
-than the median where early ranks hold; where they do not (fashion-mlp) it finds it twice as often.
+Nothing is stopped before five trials are complete. A trial whose rates still move is waited
+for, and its curve before is not learnt from: its level says little of the rest.
 
-Related: stopping by an extrapolated curve, Domhan, Springenberg, Hutter
-2015, https://www.ijcai.org/Proceedings/15/Papers/487.pdf.
+What it finds at which cost: benchmarks/results/pruning-cpu.md. Tried on the two tasks that the
+constants were chosen on, and no better: the slope of the curve besides its level, the mean rate
+in place of rates by depth, scikit-learn's BayesianRidge (too sure of itself with few trials), a
+fresh plan's promise times 1.5 or 2, a fixed probability, and a wait for the epoch at which no
+dropout stops improving.
+
+Sources: extrapolated curves that stop trials, with what else is known of them, Domhan,
+Springenberg, Hutter 2015, https://www.ijcai.org/Proceedings/15/Papers/487.pdf; epochs given to
+what promises most, Swersky, Snoek, Adams 2014, https://arxiv.org/abs/1406.3896.
 """
 
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.ndimage import uniform_filter1d
-from scipy.stats import linregress, median_abs_deviation
+from scipy import stats
 
-#: Of the epochs of a run: what a curve is smoothed over, what the difference is measured over,
-#: and from one decision to the next.
-_SMOOTH, _WINDOW, _STEP = 0.1, 0.15, 0.05
-#: The least number of epochs that a difference is measured over: a line and two more.
-_LEAST = 4
-#: Standard deviations of the difference by which a trial has to be worse.
-_WORSE = 2.0
-#: Of the present speed of catching up, carried on to the last epoch.
-_KEPT_SPEED = 0.5
+from droptune.plan import Plan
 
-#: The shortest run in which a trial can be stopped.
-LEAST_EPOCHS = _LEAST + 1
+#: Of the epochs of a run: what the level is a mean over, and from one decision to the next.
+_SMOOTH, _STEP = 0.1, 0.05
+#: Complete trials that a regression needs.
+_LEAST = 5
+#: Values this much further behind the median than the best is ahead of it count as this far.
+_FAR = 3.0
+#: Penalty of standardized coefficients, in observations.
+_PENALTY = 1.0
+#: Groups of neighbouring sites whose mean rates are known.
+_GROUPS = 3
 
 
 class Paired:
-    """Says which trials cannot become the best any more.
+    """Says which trials promise less than fresh ones.
 
     Args:
         epochs: of a full run.
         direction: `minimize` or `maximize`, what the objective is to do.
-        say: is given one line on from when trials are stopped, or why none is.
+        sites: names, in the order of the model.
+        plan_of: number of a trial -> its plan.
     """
 
     def __init__(
-        self, epochs: int, direction: str, say: Callable[[str], object] = lambda text: None
+        self, epochs: int, direction: str, sites: Sequence[str], plan_of: Callable[[int], Plan]
     ) -> None:
-        self._epochs, self._say = epochs, say
+        self._epochs, self._plan_of = epochs, plan_of
         self._sign = 1.0 if direction == "minimize" else -1.0
+        self._groups = [part.tolist() for part in np.array_split(np.array(sites), _GROUPS)]
         self._curves: dict[int, list[float]] = {}
-        self._best: tuple[float, int] | None = None
-        self._measured = False
-        self._onset: int | None = None
-        self._noise = 0.0
+        self._whole: dict[int, list[float]] = {}
+        self._begun = 0
 
     def add(self, trial: int, epoch: int, value: float) -> None:
         """Note the objective after an epoch, from 1; epoch 1 starts the trial's curve anew."""
+        self._begun = max(self._begun, trial + 1)
         curve = self._curves.setdefault(trial, [])
         del curve[epoch - 1 :]
         curve.append(self._sign * value)
 
     def complete(self, trial: int, curve: Sequence[float]) -> None:
         """Note a whole curve: that of a trial which an earlier process has trained."""
+        self._begun = max(self._begun, trial + 1)
         self._curves[trial] = [self._sign * value for value in curve]
         self.end(trial)
 
     def end(self, trial: int) -> None:
-        """Note that a trial ended; if its curve is whole, others are compared with it."""
-        curve = self._curves.get(trial, [])
-        whole = len(curve) == self._epochs and np.isfinite(curve).all()
-        if trial == 0 and not self._measured:
-            self._measure(curve if whole else None)
-        if not whole:
-            self._curves.pop(trial, None)
-        elif self._best is None or (curve[-1], trial) < self._best:
-            self._best = curve[-1], trial
+        """Note that a trial ended; if its curve is whole, it is learnt from."""
+        curve = self._curves.pop(trial, [])
+        if len(curve) == self._epochs and np.isfinite(curve).all():
+            self._whole[trial] = curve
 
-    def stops(self, trial: int, settled: int = 0) -> bool:
-        """Tell whether a trial is to stop after the epochs it has.
-
-        Args:
-            trial: its number; that of the control is 0.
-            settled: epoch from which on its rates stand still: before, its curve says little
-                of the rest.
-        """
+    def stops(self, trial: int) -> bool:
+        """Tell whether a trial is to stop after the epochs it has."""
         curve = self._curves.get(trial, [])
         if curve and not math.isfinite(curve[-1]):
             return True
-        first = max(self._onset or self._epochs, settled + self._window, _LEAST)
-        if self._onset is None or self._best is None or not first <= len(curve) < self._epochs:
+        epoch = len(curve)
+        if not 0 < epoch < self._epochs or epoch % max(1, round(_STEP * self._epochs)):
             return False
-        if (len(curve) - first) % max(1, round(_STEP * self._epochs)):
+        if not self._settled(trial, epoch):
             return False
-        return self._too_far_behind(np.asarray(curve))
+        known = [other for other in sorted(self._whole) if self._settled(other, epoch)]
+        if len(known) < _LEAST:
+            return False
+        fresh = 1 / (self._begun + 1)
+        left = 1 - epoch / self._epochs
+        return self._chance(trial, epoch, known) < left * fresh
 
     @property
-    def _window(self) -> int:
-        return max(_LEAST, round(_WINDOW * self._epochs))
+    def _width(self) -> int:
+        return max(2, round(_SMOOTH * self._epochs))
 
-    def _too_far_behind(self, curve: np.ndarray) -> bool:
-        """Tell whether a curve ends behind the best one, were it to go on as it does."""
-        best = np.asarray(self._curves[self._best[1]])
-        end = len(curve)
-        begin = max(0, end - self._window)
-        behind, epochs = curve[begin:] - best[begin:end], np.arange(begin, end)
-        line = linregress(epochs, behind)
-        off = behind - line.intercept - line.slope * epochs
-        spread = math.sqrt((off**2).sum() / (len(behind) - 2))
-        gained = min(line.slope, 0.0) * (self._epochs - 1 - epochs.mean())
-        # The value to beat is the best's last one, which was chosen for its luck.
-        luck = max(0.0, best[-self._window :].mean() - best[-1])
-        # A few epochs may lie on a line by luck. Two runs have the noise of both.
-        noise = max(spread, math.sqrt(2) * self._noise)
-        return behind.mean() + luck + _KEPT_SPEED * gained > _WORSE * noise
+    def _settled(self, trial: int, epoch: int) -> bool:
+        """Tell whether a trial's rates stood still over what its level is measured over."""
+        settles = round(self._plan_of(trial).settles * self._epochs)
+        return settles == 0 or settles + self._width <= epoch
 
-    def _measure(self, control: Sequence[float] | None) -> None:
-        """Find out from the control's curve from when on trials may be stopped, and say so."""
-        self._measured = True
-        if control is None:
-            self._say("pruner paired: no dropout has no whole curve, so no trial is stopped early")
-            return
-        self._noise = noise_of(control)
-        self._onset = onset(control, self._noise)
-        if self._onset is None:
-            self._say(
-                "pruner paired: no dropout improves up to its last epoch, so no trial is stopped "
-                "early; more epochs would show whether dropout helps"
-            )
-        else:
-            self._say(
-                f"pruner paired: no dropout stops improving at epoch {self._onset} of "
-                f"{self._epochs}; from there on trials that cannot become the best are stopped"
-            )
+    def _chance(self, trial: int, epoch: int, known: Sequence[int]) -> float:
+        """Return the probability that a trial ends ahead of all complete ones."""
+        finals = np.array([self._whole[other][-1] for other in known])
+        levels = np.array([self._level(self._whole[other], epoch) for other in known])
+        level, far = self._level(self._curves[trial], epoch), _far(levels)
+        facts = [[min(a, far), *self._rates(b)] for a, b in zip(levels, known, strict=True)]
+        new = np.array([min(level, far), *self._rates(trial)])
+        finals = np.minimum(finals, _far(finals))
+        mean, spread, freedom = predicted(np.array(facts), finals, new)
+        best = min(curve[-1] for curve in self._whole.values())
+        return float(stats.t.cdf((best - mean) / spread, freedom))
+
+    def _level(self, curve: Sequence[float], epoch: int) -> float:
+        return float(np.mean(curve[max(0, epoch - self._width) : epoch]))
+
+    def _rates(self, trial: int) -> list[float]:
+        """Return the mean rate of the first, the middle and the last sites."""
+        plan = self._plan_of(trial)
+        rates = [[plan[s].rate if s in plan else 0.0 for s in group] for group in self._groups]
+        return [float(np.mean(group)) for group in rates if group]
 
 
-def noise_of(curve: Sequence[float]) -> float:
-    """Return the standard deviation of a curve's values around its course.
+def _far(values: np.ndarray) -> float:
+    """Return from where on a value is so far behind that it does not matter how far."""
+    median = np.median(values)
+    return float(median + _FAR * (median - values.min()))
 
-    That of the steps between neighbouring epochs over the square root of 2, by the median
-    absolute deviation: the large steps of the first epochs do not count.
+
+def predicted(facts: np.ndarray, values: np.ndarray, new: np.ndarray) -> tuple[float, float, float]:
+    """Predict the value of a new observation by ridge regression.
+
+    Mean and variance are those of a Bayesian linear model with a normal prior on standardized
+    coefficients and a flat one on the intercept (Gelman et al., Bayesian Data Analysis, 3rd
+    edition, 14.2 and 14.8); the variance of the noise is that of the residuals over their
+    effective degrees of freedom, n minus the trace of the hat matrix (Hastie, Tibshirani,
+    Friedman, The Elements of Statistical Learning, 2nd edition, 3.4.1 and 7.6).
+
+    Args:
+        facts: of shape `(observations, facts)`.
+        values: of shape `(observations,)`.
+        new: of shape `(facts,)`.
+
+    Returns:
+        Location, scale (positive) and degrees of freedom (2 at least) of a t distribution.
     """
-    steps = np.diff(np.asarray(curve, dtype=float))
-    if not steps.size:
-        return 0.0
-    return float(median_abs_deviation(steps, scale="normal")) / math.sqrt(2)
-
-
-def onset(curve: Sequence[float], noise: float) -> int | None:
-    """Return the epoch, from 1, at which a curve to be minimized stops improving.
-
-    The first at which the smoothed curve is within `noise` of its lowest value; None if that
-    is in the last tenth, for then nobody knows whether it would have gone on.
-    """
-    values = np.asarray(curve, dtype=float)
-    width = max(3, round(_SMOOTH * len(values))) | 1
-    smoothed = uniform_filter1d(values, width, mode="nearest")
-    first = int(np.argmax(smoothed <= smoothed.min() + noise)) + 1
-    return first if first <= len(values) - width // 2 - 1 else None
+    centre, scale = facts.mean(0), facts.std(0)
+    scale[scale == 0] = 1.0
+    z, at = (facts - centre) / scale, (new - centre) / scale
+    inverse = np.linalg.inv(z.T @ z + _PENALTY * np.eye(z.shape[1]))
+    slopes = inverse @ z.T @ (values - values.mean())
+    off = values - values.mean() - z @ slopes
+    freedom = max(2.0, len(values) - 1 - np.trace(z @ inverse @ z.T))
+    noise = off @ off / freedom * (1 + 1 / len(values) + at @ inverse @ at)
+    least = max(np.finfo(float).tiny, 1e-9 * np.abs(values).max())  # of rounding
+    return values.mean() + at @ slopes, max(math.sqrt(noise), least), freedom

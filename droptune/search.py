@@ -83,7 +83,6 @@ class Search:
         rungs: rising epochs, counted from 1, at which trials are compared; `paired` finds its
             own, and is reported every epoch.
         curves: of `paired`: trial -> the objective by epoch, of the stored complete trials.
-        say: is given one line on what the pruner does.
         prepare_engine: called with Optuna's SQLAlchemy engine before its first use, to set
             the connections up as the rest of droptune has them.
         patience: the sampler is asked for no more when so many more trials are expected to
@@ -107,7 +106,6 @@ class Search:
         epochs: int,
         rungs: Sequence[int] = (),
         curves: Mapping[int, Sequence[float]] | None = None,
-        say: Callable[[str], object] = lambda text: None,
         prepare_engine: Callable[[Any], object] | None = None,
         patience: int = 0,
     ) -> None:
@@ -117,7 +115,8 @@ class Search:
         self._rungs = frozenset(rungs if pruner != "none" else ())
         self._plans: dict[int, Plan] = {}
         self._epochs = epochs
-        self._paired = Paired(epochs, direction, say) if pruner == PAIRED else None
+        sites = [site.name for site in space.sites] if pruner == PAIRED else []
+        self._paired = Paired(epochs, direction, sites, self._plan_of) if sites else None
         for number, curve in (curves or {}).items() if self._paired else ():
             self._paired.complete(number, curve)
         self._patience = Patience(patience)
@@ -235,7 +234,7 @@ class Search:
         frozen = self._running(number)
         if self._paired is not None:
             self._paired.add(number, epoch, float(value))
-            if not self._paired.stops(number, round(self._plan(frozen).settles * self._epochs)):
+            if not self._paired.stops(number):
                 return False
         self._record.report(number, epoch, float(value))
         frozen = self._copy.report(number, epoch, float(value))
@@ -399,6 +398,9 @@ class Search:
                 f" {state}; ask for it before, and tell it once"
             )
         return frozen
+
+    def _plan_of(self, number: int) -> Plan:
+        return self._plan(self._copy.trial(number))
 
     def _plan(self, trial: FrozenTrial) -> Plan | None:
         """Return the plan of a trial; None if it has no parameters yet."""

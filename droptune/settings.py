@@ -9,7 +9,6 @@ from droptune.data import Data
 from droptune.encodings import ENCODINGS
 from droptune.errors import StudyError
 from droptune.metrics import check_asked
-from droptune.paired import LEAST_EPOCHS
 from droptune.search import PAIRED, PRUNERS, SAMPLERS
 from droptune.space import NO_TERM
 from droptune.trainers import TRAINERS
@@ -80,8 +79,7 @@ def check(settings: Mapping[str, Any]) -> None:
     if settings["pruner"] != "none" and not rungs(settings["epochs"], settings["pruner"]):
         raise StudyError(
             f"pruner {settings['pruner']!r} compares trials before the last epoch, and epochs is "
-            f"{settings['epochs']}; train for {_least_epochs(settings['pruner'])} or more, or take "
-            "pruner 'none'"
+            f"{settings['epochs']}; train for 2 or more, or take pruner 'none'"
         )
 
 
@@ -100,15 +98,11 @@ def rungs(epochs: int, pruner: str) -> frozenset[int]:
 
     `paired` finds its own, and is shown all epochs but the last.
     """
-    if pruner == "none" or epochs < _least_epochs(pruner):
+    if pruner == "none":
         return frozenset()
     if pruner == PAIRED:
         return frozenset(range(1, epochs))
     return frozenset(-(-epochs // part) for part in (8, 4, 2)) - {epochs}
-
-
-def _least_epochs(pruner: str) -> int:
-    return LEAST_EPOCHS if pruner == PAIRED else 2
 
 
 def seconds(limit: float | str | None) -> float | None:

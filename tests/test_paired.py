@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy import stats
+from sklearn.linear_model import Ridge
 
-from droptune.errors import StudyError
-from droptune.paired import LEAST_EPOCHS, Paired, noise_of, onset
+from droptune.paired import Paired, predicted
 from droptune.plan import Entry, Plan
 from droptune.search import PAIRED
 from droptune.trainers import SerialTrainer
@@ -12,27 +13,37 @@ from tests.small import Notes, fresh, rows, runs, study, trials
 
 EPOCHS = 40
 AGE = np.arange(1, EPOCHS + 1)
+SITES = ("a", "b", "c", "d")
 #: A control that overfits from epoch 12 on.
 CONTROL = 0.5 + 1 / AGE + 0.01 * np.maximum(AGE - 12, 0)
 NOISE = 0.002
+#: How far behind complete trials are, all along.
+LAGS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
 
 
 def noisy(curve, seed):
     return curve + np.random.default_rng(seed).normal(0, NOISE, len(curve))
 
 
-def after(control, *others, direction="minimize", settled=0):
-    """Return a pruner that knows `control`, and the epochs at which it stops each other curve."""
+def flat(rate):
+    return Plan(dict.fromkeys(SITES, Entry("standard", rate)))
+
+
+def pruner(curves, plans=None, direction="minimize"):
+    """Return a pruner that knows whole curves, those of trials 0, 1 and so on."""
     sign = 1 if direction == "minimize" else -1
-    pruner = Paired(len(control), direction)
-    pruner.complete(0, list(sign * control))
-    return pruner, [stopped(pruner, n, sign * c, settled) for n, c in enumerate(others, 1)]
+    plans = plans or {}
+    made = Paired(len(curves[0]), direction, SITES, lambda trial: plans.get(trial, Plan.none()))
+    for number, curve in enumerate(curves):
+        made.complete(number, list(sign * np.asarray(curve)))
+    return made
 
 
-def stopped(pruner, number, curve, settled=0):
+def stopped(pruner, number, curve):
+    """Train a trial; return the epoch at which it is stopped, or None."""
     for epoch, value in enumerate(curve[:-1], 1):
         pruner.add(number, epoch, value)
-        if pruner.stops(number, settled):
+        if pruner.stops(number):
             pruner.end(number)
             return epoch
     pruner.add(number, len(curve), curve[-1])
@@ -40,105 +51,135 @@ def stopped(pruner, number, curve, settled=0):
     return None
 
 
+def ranked(direction="minimize", lags=LAGS):
+    """Return a pruner of a block whose early ranks hold to the end."""
+    return pruner([noisy(CONTROL + lag, n) for n, lag in enumerate(lags)], direction=direction)
+
+
 # What is stopped
 
 
-@pytest.mark.parametrize("direction", ["minimize", "maximize"])
-def test_a_trial_that_stays_behind_is_stopped_and_not_before_the_control_stops_improving(direction):
-    _, (epoch,) = after(noisy(CONTROL, 0), noisy(CONTROL + 0.2, 1), direction=direction)
-    found = onset(noisy(CONTROL, 0), NOISE)
-    assert 8 <= found <= 16
-    assert found <= epoch < EPOCHS / 2
+@pytest.mark.parametrize(("direction", "sign"), [("minimize", 1), ("maximize", -1)])
+def test_where_early_ranks_hold_what_is_behind_is_stopped_early(direction, sign):
+    epoch = stopped(ranked(direction), 6, sign * noisy(CONTROL + 0.2, 100))
+    assert epoch is not None
+    assert epoch <= EPOCHS / 4
+    assert stopped(ranked(direction), 6, sign * noisy(CONTROL - 0.1, 100)) is None
 
 
-def test_a_slow_start_that_pays_at_the_end_is_never_stopped():
-    slow = 0.45 + 4 / AGE  # far behind at epoch 12, ahead at the end
-    assert slow[11] > CONTROL[11] + 0.15
-    assert slow[-1] < CONTROL[-1] - 0.1
-    for seed in range(20):
-        assert after(noisy(CONTROL, seed), noisy(slow, seed + 100))[1] == [None]
+def test_where_early_ranks_say_nothing_nothing_is_stopped_early():
+    early = np.linspace(1, 0, EPOCHS)  # of a curve's first value, gone at its end
+    ends = [(a, b) for a in (-0.1, 0.0, 0.1) for b in (-0.1, 0.0, 0.1)]
+    curves = [CONTROL + early * a + b * AGE / EPOCHS for a, b in ends]
+    epoch = stopped(pruner(curves), 9, CONTROL + 0.1 * early + 0.1 * AGE / EPOCHS)
+    assert epoch is None or epoch > EPOCHS / 2
 
 
-def test_a_twin_of_the_best_is_not_stopped_by_noise():
-    for seed in range(20):
-        assert after(noisy(CONTROL, seed), noisy(CONTROL, seed + 100))[1] == [None]
+def slow(rate, skill):
+    """Return a curve that starts behind and ends ahead, the more so the higher its rate."""
+    return 1 + skill + rate * (4 * np.exp(-AGE / 10) - 1)
 
 
-def test_the_best_complete_trial_is_what_trials_are_compared_with_not_the_control():
-    better, between = CONTROL - 0.3, CONTROL - 0.1
-    assert after(CONTROL, noisy(between, 1))[1] == [None]
-    _, ends = after(CONTROL, noisy(better, 0), noisy(between, 1))
-    assert ends[0] is None
-    assert ends[1] is not None
+def test_high_rates_that_start_behind_and_pay_at_the_end_are_not_stopped_for_it():
+    given, skills = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), (0, 0.02, -0.02, 0.01, -0.01, 0.02, 0)
+    curves = [noisy(slow(*pair), n) for n, pair in enumerate(zip(given, skills, strict=True))]
+    plans = {n: flat(rate) for n, rate in enumerate(given)} | {7: flat(0.7), 8: flat(0.0)}
+    high = slow(0.7, 0)
+    assert all(high[3] > curve[3] for curve in curves), "behind all"
+    assert stopped(pruner(curves, plans), 7, high) is None
+    low = high[0] - slow(0.0, 0)[0] + slow(0.0, 0)
+    assert stopped(pruner(curves, plans), 8, low) is not None, "as far behind, without the reason"
+
+
+def test_rates_are_known_by_depth_each_site_in_one_group():
+    curves = [1 + np.zeros(EPOCHS) + lag * AGE / EPOCHS for lag in (0.3, 0.3, 0.3, 0.3, 0.3, 0.0)]
+    late = Plan({"d": Entry("standard", 0.5)})
+    early = Plan({"a": Entry("standard", 0.5)})
+    plans = {5: late, 6: late, 7: early, **{n: early for n in range(1, 5)}}
+    assert stopped(pruner(curves, plans), 6, curves[5] + 1e-4) is None
+    assert stopped(pruner(curves, plans), 7, curves[5] + 1e-4) is not None
 
 
 def test_the_value_to_beat_is_the_last_one_of_the_best_however_lucky():
-    lucky = noisy(CONTROL, 0)
-    lucky[-1] -= 0.1
-    assert after(noisy(CONTROL, 0), noisy(CONTROL, 1))[1] == [None]
-    assert after(lucky, noisy(CONTROL, 1))[1] != [None]
+    close = noisy(CONTROL - 0.01, 100)
+    curves = [noisy(CONTROL + lag, n) for n, lag in enumerate(np.linspace(0, 0.3, 16))]
+    assert stopped(pruner(curves), 16, close) is None
+    curves[0][-1] -= 0.1
+    assert stopped(pruner(curves), 16, close) is not None
 
 
-def test_nothing_is_stopped_before_the_control_has_ended():
-    pruner = Paired(EPOCHS, "minimize")
-    pruner.complete(1, list(CONTROL))
-    assert stopped(pruner, 2, CONTROL + 5) is None
-    for epoch, value in enumerate(CONTROL[:-1], 1):
-        pruner.add(0, epoch, value)
-    assert stopped(pruner, 3, CONTROL + 5) is None
-    pruner.add(0, EPOCHS, CONTROL[-1])
-    pruner.end(0)
-    assert stopped(pruner, 4, CONTROL + 5)
+def test_the_more_plans_were_seen_the_less_a_fresh_one_promises():
+    few, many = ranked(lags=(0.1,) * 6), ranked(lags=(0.1,) * 6)
+    behind = noisy(CONTROL + 0.102, 9)
+    first, later = stopped(few, 6, behind), stopped(many, 600, behind)
+    assert first is not None
+    assert later is None or later > first
+
+
+def test_nothing_is_stopped_before_five_trials_are_complete():
+    made = ranked(lags=LAGS[:4])
+    made.add(4, 1, float("nan"))
+    made.end(4)
+    made.complete(5, [*CONTROL[:-2], np.inf, 0.5])
+    assert stopped(made, 6, CONTROL + 5) is None, "and it is complete now"
+    assert stopped(made, 7, CONTROL + 5) is not None
 
 
 def test_rates_that_still_move_are_waited_for():
-    _, (early,) = after(noisy(CONTROL, 0), noisy(CONTROL + 0.2, 1))
-    _, (late,) = after(noisy(CONTROL, 0), noisy(CONTROL + 0.2, 1), settled=20)
-    assert early < 20
-    assert late > 20
-    assert after(CONTROL, CONTROL + 0.2, settled=EPOCHS)[1] == [None]
-    assert Plan({"a": Entry("standard", 0.1)}).settles == 0
-    moving = Plan({"a": Entry("standard", 0.1), "b": Entry("standard", 0.2, "late", 0.5)})
-    assert moving.settles == 0.5
-    assert Plan({"a": Entry("standard", 0.1, "ramp")}).settles == 1
-    assert 0.4 < Plan({"a": Entry("standard", 0.1, "curriculum")}).settles < 0.5
+    late = Plan({"a": Entry("standard", 0.1), "b": Entry("standard", 0.2, "late", 0.5)})
+    always = Plan({"a": Entry("standard", 0.1, "ramp")})
+    curves = [noisy(CONTROL + lag, n) for n, lag in enumerate(LAGS)]
+    assert stopped(pruner(curves), 6, CONTROL + 0.3) < 20
+    assert 20 < stopped(pruner(curves, {6: late}), 6, CONTROL + 0.3) < EPOCHS
+    assert stopped(pruner(curves, {6: always}), 6, CONTROL + 0.3) is None
 
 
-def test_a_value_that_is_no_number_stops_a_trial():
-    pruner, _ = after(CONTROL)
-    pruner.add(1, 1, float("nan"))
-    assert pruner.stops(1)
+def test_curves_of_rates_that_still_move_are_not_learnt_from():
+    late = Plan({"b": Entry("standard", 0.2, "late", 0.5)})
+    curves = [noisy(CONTROL + lag, n) for n, lag in enumerate(LAGS)]
+    assert 20 < stopped(pruner(curves, {0: late, 1: late}), 6, CONTROL + 0.3) < EPOCHS
 
 
-# What it says
+def test_a_value_that_is_no_number_stops_a_trial_and_a_constant_objective_none():
+    made = ranked()
+    made.add(6, 1, float("nan"))
+    assert made.stops(6)
+    for value in (0.0, 0.7, -1e9):
+        assert stopped(pruner([np.full(EPOCHS, value)] * 6), 6, np.full(EPOCHS, value)) is None
 
 
-def test_a_control_that_improves_to_its_end_stops_nothing_and_that_is_said_once():
-    said = []
-    pruner = Paired(EPOCHS, "minimize", said.append)
-    pruner.complete(0, list(noisy(1 / AGE + 1 - AGE / EPOCHS, 0)))
-    assert [stopped(pruner, n, CONTROL + 9) for n in (1, 2, 3)] == [None] * 3
-    assert len(said) == 1
-    assert "improves up to its last epoch" in said[0]
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_the_unit_of_the_objective_does_not_matter(scale):
+    behind = [noisy(CONTROL + lag, 50 + n) for n, lag in enumerate((0.02, 0.1, 0.2))]
+    plain = [stopped(ranked(), 6, curve) for curve in behind]
+    assert any(plain)
+    curves = [scale * (noisy(CONTROL + lag, n) - 3) for n, lag in enumerate(LAGS)]
+    assert [stopped(pruner(curves), 6, scale * (curve - 3)) for curve in behind] == plain
 
 
-def test_a_control_without_a_whole_curve_stops_nothing_and_that_is_said():
-    said = []
-    pruner = Paired(EPOCHS, "minimize", said.append)
-    pruner.add(0, 1, 1.0)
-    pruner.end(0)
-    pruner.complete(1, list(CONTROL))
-    assert stopped(pruner, 2, CONTROL + 9) is None
-    assert len(said) == 1
-    assert "no whole curve" in said[0]
+def test_one_plan_that_ruins_training_does_not_hide_the_differences_of_the_others():
+    behind = noisy(CONTROL + 0.2, 100)
+    curves = [noisy(CONTROL + lag, n) for n, lag in enumerate(LAGS)]
+    epochs = {stopped(pruner([*curves, CONTROL + far]), 7, behind) for far in (5, 1e3, 1e9)}
+    assert len(epochs) == 1
+    assert None not in epochs
 
 
-def test_noise_is_that_around_the_course_of_a_curve():
-    drift = 0.01 * AGE + (AGE < 4)
-    measured = [noise_of(noisy(drift, seed)) for seed in range(200)]
-    assert np.mean(measured) == pytest.approx(NOISE, rel=0.15)
-    assert noise_of([1.0]) == 0
-    assert onset(np.ones(EPOCHS), 0.0) == 1, "constant: it never improved"
+# The regression
+
+
+def test_the_prediction_is_that_of_ridge_regression_and_its_spread_is_honest():
+    draws, inside = np.random.default_rng(0), []
+    for _ in range(300):
+        facts, new = draws.normal(5, 3, (12, 3)), draws.normal(5, 3, 3)
+        slopes = draws.normal(0, 1, 3) / 3
+        values = facts @ slopes + draws.normal(0, 1, 12)
+        mean, spread, freedom = predicted(facts, values, new)
+        z, at = ((x - facts.mean(0)) / facts.std(0) for x in (facts, new))
+        assert mean == pytest.approx(Ridge(alpha=1.0).fit(z, values).predict([at])[0])
+        truth = new @ slopes + draws.normal()
+        inside.append(abs(truth - mean) < spread * stats.t.ppf(0.9, freedom))
+    assert 0.74 < np.mean(inside) < 0.86
 
 
 # In a study
@@ -233,10 +274,3 @@ def test_an_interrupted_trial_starts_its_curve_anew(url, scripted):
     assert sorted(found) == list(range(12))
     assert {epochs for state, epochs in found.values() if state == "complete"} == {30}
     assert "pruned" in {state for state, _ in found.values()}
-
-
-def test_too_few_epochs_are_refused_with_the_number_that_is_needed(url):
-    least = LEAST_EPOCHS
-    with pytest.raises(StudyError, match=f"epochs is {least - 1}; train for {least} or more"):
-        study(url, pruner=PAIRED, epochs=least - 1)
-    study(url, pruner=PAIRED, epochs=least)

@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from droptune.posterior import Posterior, coordinates
+from droptune.posterior import Posterior, coordinates, kept
 
 #: Results of the sampler's own plans before anything is said.
 LEAST = 10
-#: Results that count: of more, half are the best and half the latest.
-MOST = 300
 #: Plans that the next trials are drawn from, and draws from the posterior.
 CANDIDATES, DRAWS = 400, 256
 #: What trials resolve, in deviations of a single result: the standard error of a paired
@@ -109,10 +107,7 @@ def look_ahead(space: Mapping[str, Any], results: Sequence[Result], trials: int)
     """
     if sum(own for *_, own in results) < max(LEAST, trials):
         return None
-    if len(results) > MOST:
-        kept = sorted(range(len(results)), key=lambda i: results[i][1])[: MOST // 2]
-        kept = sorted({*kept, *range(len(results) - MOST // 2, len(results))})
-        results = [results[i] for i in kept]
+    results = [results[i] for i in kept([value for _, value, _ in results])]
     values = [value for _, value, _ in results]
     own = np.array([chosen for *_, chosen in results])
     points, draw = coordinates(space, [params for params, *_ in results]), _Draw()

@@ -1,6 +1,6 @@
 """What results say of plans not tried: a Gaussian process over the parameters.
 
-Numbers in, numbers out; behind patience.py and refining.py.
+Numbers in, numbers out; behind patience.py, refining.py and finalists.py.
 """
 
 import warnings
@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 
+#: Results that it takes: of fewer, the values say as much.
+FEWEST = 10
+#: Results that count: of more, half are the best and half the latest.
+MOST = 300
 #: Least noise, as a part of the variance of the results: what is below is not worth a trial.
 _LEAST_NOISE = 1e-3
 
@@ -57,6 +61,18 @@ class Posterior:
         covariance -= self._white * np.eye(len(mean))
         drawn = draw.multivariate_normal(mean, covariance, count, method="eigh")
         return drawn * self._scale + self._centre
+
+
+def kept(values: Sequence[float]) -> list[int]:
+    """Return the positions of the results that count, rising: all, or `MOST` of them.
+
+    Args:
+        values: to be made small, in the order of the trials.
+    """
+    if len(values) <= MOST:
+        return list(range(len(values)))
+    best = sorted(range(len(values)), key=values.__getitem__)[: MOST // 2]
+    return sorted({*best, *range(len(values) - MOST // 2, len(values))})
 
 
 def coordinates(

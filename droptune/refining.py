@@ -13,32 +13,33 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from droptune.posterior import Posterior, coordinates
+from droptune.posterior import FEWEST, Posterior, coordinates, kept
 
-#: Complete trials for each coarse parameter, and at least, before anything is refined.
+#: Complete trials for each coarse parameter, and at least, before finer ones vary.
 TRIALS_EACH, TRIALS_LEAST = 8, 24
 #: A parameter matters if its importance is at least so many times the mean.
 MATTERS = 0.5
 #: Part of the trials that count as good for the importance.
 GOOD = 0.25
-#: Plans that a refined one is drawn from; how far they are from the best, as a part of the
-#: parameters' ranges.
-CANDIDATES, NEAR = 200, 0.1
+#: Plans that a step is drawn from; how far they are from the best, as a part of the parameters'
+#: ranges: while the coarse parameters alone vary, and later.
+CANDIDATES, FAR, NEAR = 200, 0.3, 0.1
 
 
 class Refining(BaseSampler):
     """Has another sampler vary the coarse parameters, and later also finer ones that matter.
 
-    Until enough trials are complete, all finer parameters stay neutral, at 0. From then on
-    every second trial refines the best plan so far: near it vary the coarse parameters, and the
-    finer ones of those coarse ones that are important by PED-ANOVA
-    (https://arxiv.org/abs/2304.10255). Of plans near it that one is tried which is the best in a
-    draw from the posterior of a Gaussian process (Thompson sampling, which needs no result of
-    the trials that run, https://arxiv.org/abs/1705.09236). TPE is not used for it: it would find
-    the whole range of the finer parameters unexplored and go there first.
+    Once a few trials are complete (`FEWEST`), every second one is a step from the best plan so
+    far. Of plans near it that one is tried which is the best in a draw from the posterior of a
+    Gaussian process (Thompson sampling, which needs no result of the trials that run,
+    https://arxiv.org/abs/1705.09236). The steps are in the coarse parameters, all finer ones
+    staying neutral, at 0, until enough trials are complete; from then on also in the finer
+    ones of those coarse ones that are important by PED-ANOVA
+    (https://arxiv.org/abs/2304.10255). TPE is not used for it: it has no model of the noise,
+    and would find the whole range of the finer parameters unexplored and go there first.
 
-    The phase is a function of the complete trials, and a refined plan one of them, the seed
-    and the trial's number. A study that is interrupted and gone on with is in the phase it was
+    The phase is a function of the complete trials, and a step one of them, the seed and the
+    trial's number. A study that is interrupted and gone on with is in the phase it was
     in, and where many trials are asked for before the first result, all of them are coarse.
 
     Args:
@@ -69,19 +70,18 @@ class Refining(BaseSampler):
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Choose what is fixed in this trial: all but the coarse parameters, or all."""
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        refines = len(complete) >= self._enough and trial.number % 2
-        self._now = self._refined(study, complete, trial.number) if refines else self._fixed
+        steps = len(complete) >= FEWEST and trial.number % 2
+        self._now = self._near(study, complete, trial.number) if steps else self._fixed
         self._inner.before_trial(study, trial)
 
-    def _refined(
-        self, study: Study, complete: Sequence[FrozenTrial], number: int
-    ) -> dict[str, Any]:
+    def _near(self, study: Study, complete: Sequence[FrozenTrial], number: int) -> dict[str, Any]:
         """Return the parameters of a plan near the best."""
         if self._known[0] != len(complete):
             self._known = len(complete), self._learn(study, complete)
         model, best, names = self._known[1]
+        far = NEAR if len(complete) >= self._enough else FAR
         draw = np.random.default_rng([self._seed, number])
-        near = [self._step(best, names, draw) for _ in range(CANDIDATES)]
+        near = [self._step(best, names, far * draw.random(), draw) for _ in range(CANDIDATES)]
         points = np.hstack([*coordinates(self._part(names), near).values()])
         return near[int(np.argmin(model.paths(points, 1, draw)[0]))]
 
@@ -90,27 +90,38 @@ class Refining(BaseSampler):
     ) -> tuple[Posterior, dict[str, Any], list[str]]:
         """Return the posterior, the best plan by it, and the names of what is to vary."""
         sign = 1 if study.direction == StudyDirection.MINIMIZE else -1
-        stepped = [n for n in self._coarse if getattr(self._space[n], "step", None)]
-        names = stepped + [finer for name in self._important(study) for finer in self._finer[name]]
-        params = [trial.params for trial in complete]
+        values = [sign * trial.values[0] for trial in complete]
+        known = kept(values)
+        params, values = [complete[i].params for i in known], [values[i] for i in known]
+        names = [n for n in self._coarse if not hasattr(self._space[n], "choices")]
+        unmoved = self._fixed
+        if len(complete) >= self._enough:
+            names += [finer for name in self._important(study) for finer in self._finer[name]]
+            unmoved = self._settled
         points = np.hstack([*coordinates(self._part(names), params).values()])
-        model = Posterior(points, [sign * trial.values[0] for trial in complete])
-        return model, params[int(np.argmin(model.mean(points)))], names
+        model = Posterior(points, values)
+        # The best may be no dropout, with its gate off.
+        best = {**params[int(np.argmin(model.mean(points)))], **unmoved}
+        return model, best, names
 
     def _part(self, names: Sequence[str]) -> dict[str, BaseDistribution]:
         return {name: self._space[name] for name in names}
 
     def _step(
-        self, best: Mapping[str, Any], names: Sequence[str], draw: np.random.Generator
+        self, best: Mapping[str, Any], names: Sequence[str], size: float, draw: np.random.Generator
     ) -> dict[str, Any]:
-        """Return parameters a step away from the best plan's, in some directions."""
-        moved = {**best, **self._settled}  # the best may be no dropout, with its gate off
-        size = NEAR * draw.random()
+        """Return parameters a step away from the best plan's; its size is a part of the ranges."""
+        moved = dict(best)
         for name in names:
-            one = self._space[name]
-            at = best[name] + size * (one.high - one.low) * draw.standard_normal()
-            at = min(max(at, one.low), one.high)
-            moved[name] = round(one.low + round((at - one.low) / one.step) * one.step, 4)
+            one, scale, back = self._space[name], np.asarray, np.asarray
+            if one.log:
+                scale, back = np.log, np.exp
+            low, high = scale(one.low), scale(one.high)
+            at = scale(best[name]) + size * (high - low) * draw.standard_normal()
+            at = float(np.clip(back(np.clip(at, low, high)), one.low, one.high))
+            if one.step:
+                at = round(one.low + round((at - one.low) / one.step) * one.step, 4)
+            moved[name] = at
         return moved
 
     def _important(self, study: Study) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from droptune.errors import StudyError
+from droptune.finalists import Tried, expected, promising
 from droptune.paired import Paired
 from droptune.patience import Outlook, Patience
 from droptune.plan import Plan
@@ -120,6 +121,8 @@ class Search:
         for number, curve in (curves or {}).items() if self._paired else ():
             self._paired.complete(number, curve)
         self._patience = Patience(patience)
+        #: At so many complete trials: number -> what its plan is expected to reach.
+        self._hopes: tuple[int, dict[int, float]] = 0, {}
         with quiet():
             probe = FixedTrial(space.encode(Plan.none()))
             space.suggest(probe)
@@ -304,38 +307,47 @@ class Search:
 
     def best(self) -> tuple[int, Plan, float] | None:
         """Return number, plan and value of the best complete trial, or None."""
-        best = self.finalists(1)
+        best = self._distinct()
         return best[0] if best else None
 
-    def finalists(self, k: int, exclude: Collection[Plan] = ()) -> list[tuple[int, Plan, float]]:
-        """Return up to `k` best complete trials with different plans, the best first.
+    def finalists(self, k: int, exclude: Collection[Plan] = ()) -> list[Tried]:
+        """Return up to `k` complete trials with different plans, the most promising first.
 
-        Of trials with the same plan, or the same value, the earlier one comes first.
+        By what their plans are expected to reach, with the best value among them: see
+        droptune/finalists.py. Of trials with the same plan the one with the best value counts.
 
         Args:
             k: how many.
             exclude: plans to pass over, such as those that are confirmed in any case.
         """
+        complete = self._complete()
+        if self._hopes[0] != len(complete):
+            params, values, _ = zip(*self._results(), strict=True)
+            hopes = expected(self._parameters, params, values)
+            numbers = (trial.number for trial in complete)
+            self._hopes = len(complete), dict(zip(numbers, hopes, strict=True))
+        return promising(self._distinct(exclude), self._hopes[1], k)
+
+    def _distinct(self, exclude: Collection[Plan] = ()) -> list[Tried]:
+        """Return the complete trials with different plans, the best value first, then early."""
         sign = 1 if self._direction == "minimize" else -1
-        complete = [trial for trial in self._copy.trials() if trial.state == TrialState.COMPLETE]
-        complete.sort(key=lambda trial: (sign * trial.values[0], trial.number))
-        seen, chosen = set(exclude), []
-        for trial in complete:
-            if len(chosen) == k:
-                break
+        seen, found = set(exclude), []
+        for trial in sorted(self._complete(), key=lambda t: (sign * t.values[0], t.number)):
             plan = self._plan(trial)
             if plan not in seen:
                 seen.add(plan)
-                chosen.append((trial.number, plan, trial.values[0]))
-        return chosen
+                found.append((trial.number, plan, trial.values[0]))
+        return found
+
+    def _complete(self) -> list[FrozenTrial]:
+        return [trial for trial in self._copy.trials() if trial.state == TrialState.COMPLETE]
 
     def first(self, plan: Plan) -> tuple[int, float] | None:
         """Return number and value of the first complete trial with a plan, or None.
 
         For plans that were not chosen for their value: the first is no luckier than another.
         """
-        complete = (t for t in self._copy.trials() if t.state == TrialState.COMPLETE)
-        found = next((trial for trial in complete if self._plan(trial) == plan), None)
+        found = next((trial for trial in self._complete() if self._plan(trial) == plan), None)
         return None if found is None else (found.number, found.values[0])
 
     def outlook(self) -> Outlook | None:
@@ -383,8 +395,7 @@ class Search:
     def _results(self) -> list[tuple[dict[str, Any], float, bool]]:
         """Return parameters, value to be made small, and whether the sampler chose the plan."""
         sign = 1 if self._direction == "minimize" else -1
-        complete = (trial for trial in self._copy.trials() if trial.state == TrialState.COMPLETE)
-        return [(t.params, sign * t.values[0], PLAN not in t.user_attrs) for t in complete]
+        return [(t.params, sign * t.values[0], PLAN not in t.user_attrs) for t in self._complete()]
 
     def _running(self, number: int) -> FrozenTrial:
         """Return a trial that was asked for and not yet told; else raise a StudyError."""

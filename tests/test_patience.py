@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from droptune.patience import LEAST, MOST, Outlook, Patience, look_ahead
+from droptune.patience import LEAST, Outlook, Patience, look_ahead
+from droptune.posterior import MOST
 
 SPACE = {"x": FloatDistribution(0.0, 0.6, step=0.01), "y": FloatDistribution(1e-3, 1.0, log=True)}
 

@@ -5,6 +5,7 @@ import pytest
 from optuna.trial import FixedTrial, FrozenTrial
 
 from droptune import Plan, Space
+from droptune.posterior import FEWEST
 from droptune.refining import TRIALS_EACH, TRIALS_LEAST
 from droptune.samplers import make_sampler, quiet
 from droptune.sites import Site
@@ -17,6 +18,7 @@ SITES = tuple(
 SPACE = Space(SITES, "auto")
 COARSE = 4  # three rates and a slope
 ENOUGH = max(TRIALS_LEAST, TRIALS_EACH * COARSE)
+MORE = 30
 
 
 def loss(plan: Plan) -> float:
@@ -58,7 +60,7 @@ def offsets(trial, role: str = "") -> list[float]:
 @pytest.fixture(scope="module")
 def refined():
     """A study that is well in its second phase; not to be changed."""
-    return run(start(), ENOUGH + 20)
+    return run(start(), ENOUGH + MORE)
 
 
 def test_the_first_phase_is_coarse_and_the_second_refines_every_other_trial(refined):
@@ -69,14 +71,38 @@ def test_the_first_phase_is_coarse_and_the_second_refines_every_other_trial(refi
     assert later == [bool(t.number % 2) for t in trials[ENOUGH:]]
 
 
+@pytest.mark.parametrize("complete", [FEWEST - 1, FEWEST])
+def test_every_other_trial_is_a_step_from_the_best_once_a_few_are_complete(refined, complete):
+    first, second = [], []
+    for past in (0, complete):  # the inner sampler's draws move with it, the steps do not
+        study = start(past=past)
+        study.add_trials(refined.trials[:complete])
+        trials = [asked(study)[0] for _ in range(4)]
+        assert not any(any(offsets(trial)) for trial in trials)
+        first.append([t.params for t in trials if not t.number % 2])
+        second.append([t.params for t in trials if t.number % 2])
+    assert first[0] != first[1]
+    assert (second[0] == second[1]) == (complete == FEWEST)
+
+
+def test_steps_move_what_is_searched_on_a_log_scale():
+    space = Space(SITES, "auto", tune={"lr": 1e-3})
+    study = run(start(space=space), FEWEST, space)
+    steps = [t for t in (asked(study, space)[0] for _ in range(8)) if t.number % 2]
+    low, high = (getattr(steps[0].distributions["lr"], end) for end in ("low", "high"))
+    rates = {t.params["lr"] for t in steps}
+    assert len(rates) > 1
+    assert all(low <= rate <= high for rate in rates)
+
+
 def test_what_does_not_matter_is_refined_less(refined):
     counts = {role: sum(any(offsets(t, role)) for t in refined.trials) for role in ("conv", "hid")}
-    assert counts["hid"] == 10
-    assert counts["conv"] < 5
+    assert counts["hid"] == MORE // 2
+    assert counts["conv"] < MORE // 4
 
 
 def test_refining_finds_what_no_shape_can_say(refined):
-    coarse = run(start(space=Space(SITES, "shape")), ENOUGH + 20, Space(SITES, "shape"))
+    coarse = run(start(space=Space(SITES, "shape")), ENOUGH + MORE, Space(SITES, "shape"))
     assert refined.best_value < coarse.best_value
     assert any(offsets(refined.best_trial))
 

@@ -1,0 +1,66 @@
+"""droptune/finalists.py: which plans go to confirmation."""
+
+import numpy as np
+import pytest
+from optuna.distributions import FloatDistribution
+
+from droptune.finalists import expected, promising
+from droptune.plan import Entry, Plan
+from droptune.posterior import FEWEST, MOST
+
+SPACE = {"x": FloatDistribution(0.0, 0.6, step=0.01)}
+
+
+def bowl(x):
+    """Return the expected objective of a plan; its bottom is at 0.2."""
+    return 10 * (np.asarray(x) - 0.2) ** 2
+
+
+def tried(values):
+    """Return trials with these values, each of its own plan, the best value first."""
+    return sorted(
+        [(i, Plan({"0": Entry("standard", (i + 1) / 100)}), v) for i, v in enumerate(values)],
+        key=lambda one: one[2],
+    )
+
+
+def test_the_most_promising_plan_is_better_than_the_luckiest():
+    draw, regrets = np.random.default_rng(0), []
+    for _ in range(20):
+        rates = draw.uniform(0, 0.6, 40)
+        values = bowl(rates) + 0.4 * draw.standard_normal(40)
+        hopes = expected(SPACE, [{"x": x} for x in rates], values.tolist())
+        regrets.append([bowl(rates[np.argmin(by)]) for by in (values, hopes)])
+    lucky, promised = np.mean(regrets, axis=0)
+    assert promised < 0.7 * lucky
+
+
+def test_what_is_expected_is_in_the_order_and_the_unit_of_the_results():
+    rates = np.linspace(0, 0.6, 30)
+    hopes = expected(SPACE, [{"x": x} for x in rates], (1000 * bowl(rates) + 7).tolist())
+    assert hopes[10] == pytest.approx(7, abs=20)
+    assert np.argsort(hopes)[:3] == pytest.approx([10, 11, 9], abs=2)
+
+
+def test_few_results_are_taken_as_they_are():
+    values = [3.0, 1.0, 2.0] * 3
+    assert len(values) < FEWEST
+    assert expected(SPACE, [{"x": 0.1}] * 9, values) == values
+
+
+def test_of_very_many_results_each_has_an_expectation():
+    rates = np.random.default_rng(0).uniform(0, 0.6, MOST + 40)
+    hopes = expected(SPACE, [{"x": x} for x in rates], bowl(rates).tolist())
+    assert len(hopes) == MOST + 40
+    assert np.max(np.abs(np.array(hopes) - bowl(rates))[rates < 0.4]) < 0.1
+
+
+def test_finalists_are_the_most_promising_and_the_best_value_is_among_them():
+    found = tried([5.0, 1.0, 2.0, 3.0, 4.0])  # the luckiest is trial 1
+    hopes = {0: 0.1, 1: 0.9, 2: 0.3, 3: 0.2, 4: 0.4}
+    assert [number for number, *_ in promising(found, hopes, 1)] == [0]
+    assert [number for number, *_ in promising(found, hopes, 2)] == [0, 1]
+    assert [number for number, *_ in promising(found, hopes, 3)] == [0, 3, 1]
+    assert [number for number, *_ in promising(found, hopes, 99)] == [0, 3, 2, 4, 1]
+    assert promising([], {}, 3) == []
+    assert promising(found, hopes, 0) == []

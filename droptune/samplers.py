@@ -133,20 +133,27 @@ _SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "autodropout": _autodropout,
 }
 SAMPLERS = tuple(_SAMPLERS)
+#: Those that take several objectives: CMA-ES of Optuna does not, nor does AutoDropout's policy.
+SEVERAL = ("tpe", "gp", "qmc", "random", "grid")
 REFINING = ("tpe", "gp")
 #: The pruner of paired.py, which is no pruner of Optuna.
 PAIRED = "paired"
 PRUNERS = ("none", PAIRED, "median", "hyperband", "successive-halving")
 
 
-def check_names(sampler: str, pruner: str) -> None:
-    """Raise a StudyError that lists what is allowed if a name is unknown."""
+def check_names(sampler: str, pruner: str, objectives: int = 1) -> None:
+    """Raise a StudyError that lists what is allowed if a name is unknown or for one objective."""
     for what, name, known in (("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS)):
         if name not in known:
             raise StudyError(
                 f"there is no {what} {name!r}{nearest(str(name), known)};"
                 f" choose one of {', '.join(known)}"
             )
+    if objectives > 1 and (sampler not in SEVERAL or pruner != "none"):
+        raise StudyError(
+            f"sampler {sampler!r} with pruner {pruner!r} is for one objective, and there are"
+            f" {objectives}; take one of {', '.join(SEVERAL)}, and pruner 'none'"
+        )
 
 
 def make_sampler(

@@ -21,11 +21,13 @@ from droptune.errors import StudyError
 from droptune.paired import Paired
 from droptune.patience import Outlook, Patience
 from droptune.plan import Plan
+from droptune.ranking import Result, finalists, ranked
 from droptune.record import Record
 from droptune.samplers import (
     PAIRED,
     PRUNERS,
     SAMPLERS,
+    SEVERAL,
     Grid,
     check_names,
     make_pruner,
@@ -35,7 +37,7 @@ from droptune.samplers import (
 )
 from droptune.working import RUNG, WorkingCopy
 
-__all__ = ["PAIRED", "PRUNERS", "SAMPLERS", "Asked", "Counts", "Search"]
+__all__ = ["PAIRED", "PRUNERS", "SAMPLERS", "SEVERAL", "Asked", "Counts", "Search"]
 
 # User attributes of a trial: the name and the exact plan of a fixed one, and why it failed.
 NAME, PLAN, MESSAGE = "name", "plan", "message"
@@ -75,7 +77,8 @@ class Search:
         name: of the study.
         space: turns a trial into a plan and back (droptune/space.py); the same parameters in
             every trial.
-        direction: `minimize` or `maximize`, what the objective is to do.
+        direction: `minimize` or `maximize`, what the objective is to do; or one for each of
+            several. Pruner and patience, which compare, are for one.
         sampler: one of `SAMPLERS`.
         pruner: one of `PRUNERS`.
         seed: of the sampler, an integer that is not negative.
@@ -100,7 +103,7 @@ class Search:
         name: str,
         space: Any,
         *,
-        direction: str,
+        direction: str | Sequence[str],
         sampler: str = "tpe",
         pruner: str = "none",
         seed: int = 0,
@@ -111,13 +114,14 @@ class Search:
         prepare_engine: Callable[[Any], object] | None = None,
         patience: int = 0,
     ) -> None:
-        check_names(sampler, pruner)
-        _check(direction, seed, epochs, rungs)
-        self._name, self._space, self._direction = name, space, direction
+        self._directions = (direction,) if isinstance(direction, str) else tuple(direction)
+        check_names(sampler, pruner, len(self._directions))
+        _check(self._directions, seed, epochs, rungs)
+        self._name, self._space = name, space
         self._rungs = frozenset(rungs if pruner != "none" else ())
         self._plans: dict[int, Plan] = {}
         self._epochs = epochs
-        self._paired = Paired(epochs, direction, say) if pruner == PAIRED else None
+        self._paired = Paired(epochs, self._directions[0], say) if pruner == PAIRED else None
         for number, curve in (curves or {}).items() if self._paired else ():
             self._paired.complete(number, curve)
         self._patience = Patience(patience)
@@ -128,7 +132,7 @@ class Search:
             self._pruner = make_pruner(pruner, tuple(rungs), epochs)
             # Refused, if it is to be refused, before anything is stored.
             make_sampler(sampler, seed, 0, self._parameters, space.settled, space.finer)
-        self._record = Record(url, name, direction, prepare_engine)
+        self._record = Record(url, name, self._directions, prepare_engine)
         try:
             trials = self._record.trials
             self._check_space(trials)
@@ -137,8 +141,10 @@ class Search:
                     sampler, seed, len(trials), self._parameters, space.settled, space.finer
                 )
                 if sampler == "cmaes":
-                    recall_cmaes(trials, direction)
-                self._copy = WorkingCopy(name, direction, self._sampler, self._pruner, trials)
+                    recall_cmaes(trials, self._directions[0])
+                self._copy = WorkingCopy(
+                    name, self._directions, self._sampler, self._pruner, trials
+                )
         except BaseException:
             self.close()
             raise
@@ -247,7 +253,7 @@ class Search:
     def tell(
         self,
         number: int,
-        value: float | None = None,
+        value: float | Sequence[float] | None = None,
         state: str = "complete",
         message: str | None = None,
     ) -> None:
@@ -255,7 +261,7 @@ class Search:
 
         Args:
             number: of the trial.
-            value: of the objective, for `complete`. A value that is not finite ends the
+            value: of the objective, or of each, for `complete`. One that is not finite ends the
                 trial as failed, with a message: samplers cannot use it, and it must not win.
             state: `complete`, `pruned` (its value is the last reported one, as in Optuna)
                 or `fail`.
@@ -272,10 +278,11 @@ class Search:
         if outcome == TrialState.COMPLETE:
             if value is None:
                 raise StudyError(f"trial {number} was told as complete without a value; give one")
-            if math.isfinite(value):
-                values = [float(value)]
-            else:
-                outcome, message = TrialState.FAIL, message or f"the objective was {value}"
+            values = self._values(number, value)
+            if not all(map(math.isfinite, values)):
+                said = ", ".join(map(str, values))
+                values, outcome = None, TrialState.FAIL
+                message = message or f"the objective was {said}"
         elif outcome == TrialState.PRUNED and frozen.last_step is not None:
             last = frozen.intermediate_values[frozen.last_step]
             values = None if math.isnan(last) else [last]
@@ -303,41 +310,43 @@ class Search:
         order = (*_STATES.values(), TrialState.RUNNING, TrialState.WAITING)
         return Counts(*(states[state] for state in order))
 
-    def best(self) -> tuple[int, Plan, float] | None:
-        """Return number, plan and value of the best complete trial, or None."""
-        best = self.finalists(1)
+    def best(self, objective: int = 0) -> tuple[int, Plan, float] | None:
+        """Return number, plan and value of the best complete trial in an objective, or None."""
+        best = self.ranked(1, objective=objective)
         return best[0] if best else None
 
-    def finalists(self, k: int, exclude: Collection[Plan] = ()) -> list[tuple[int, Plan, float]]:
-        """Return up to `k` best complete trials with different plans, the best first.
+    def ranked(
+        self, k: int, exclude: Collection[Plan] = (), objective: int = 0
+    ) -> list[tuple[int, Plan, float]]:
+        """Return up to `k` best complete trials with different plans, see `ranking.ranked`."""
+        return ranked(self._results(), self._directions, k, exclude, objective)
 
-        Of trials with the same plan, or the same value, the earlier one comes first.
+    def finalists(
+        self, k: int, exclude: Collection[Plan] = (), objective: int = 0
+    ) -> list[tuple[int, Plan, float]]:
+        """Return up to `k` trials to confirm, with different plans, see `ranking.finalists`.
 
         Args:
             k: how many.
             exclude: plans to pass over, such as those that are confirmed in any case.
+            objective: position of the one whose values are returned.
         """
-        sign = 1 if self._direction == "minimize" else -1
-        complete = [trial for trial in self._copy.trials() if trial.state == TrialState.COMPLETE]
-        complete.sort(key=lambda trial: (sign * trial.values[0], trial.number))
-        seen, chosen = set(exclude), []
-        for trial in complete:
-            if len(chosen) == k:
-                break
-            plan = self._plan(trial)
-            if plan not in seen:
-                seen.add(plan)
-                chosen.append((trial.number, plan, trial.values[0]))
-        return chosen
+        return finalists(self._results(), self._directions, k, exclude, objective)
 
-    def first(self, plan: Plan) -> tuple[int, float] | None:
+    def first(self, plan: Plan, objective: int = 0) -> tuple[int, float] | None:
         """Return number and value of the first complete trial with a plan, or None.
 
         For plans that were not chosen for their value: the first is no luckier than another.
         """
-        complete = (t for t in self._copy.trials() if t.state == TrialState.COMPLETE)
-        found = next((trial for trial in complete if self._plan(trial) == plan), None)
-        return None if found is None else (found.number, found.values[0])
+        found = (one for one in self._results() if one[1] == plan)
+        return next(((number, values[objective]) for number, _, values in found), None)
+
+    def _results(self) -> list[Result]:
+        """Return number, plan and values of the complete trials, by number."""
+        return [(trial.number, self._plan(trial), trial.values) for trial in self._complete()]
+
+    def _complete(self) -> list[FrozenTrial]:
+        return [trial for trial in self._copy.trials() if trial.state == TrialState.COMPLETE]
 
     def outlook(self) -> Outlook | None:
         """Return what the next trials are expected to gain; None: no patience, or too early.
@@ -345,7 +354,7 @@ class Search:
         A function of the complete trials alone, so that a study which patience has ended is
         still ended when it is opened again.
         """
-        return self._patience.outlook(self._parameters, self._results())
+        return self._patience.outlook(self._parameters, self._told())
 
     def close(self) -> None:
         """Give the connections back; the Search cannot be used any more."""
@@ -381,11 +390,20 @@ class Search:
         ahead = None if self._copy.waiting() else self.outlook()
         return ahead is not None and ahead.over
 
-    def _results(self) -> list[tuple[dict[str, Any], float, bool]]:
+    def _told(self) -> list[tuple[dict[str, Any], float, bool]]:
         """Return parameters, value to be made small, and whether the sampler chose the plan."""
-        sign = 1 if self._direction == "minimize" else -1
-        complete = (trial for trial in self._copy.trials() if trial.state == TrialState.COMPLETE)
-        return [(t.params, sign * t.values[0], PLAN not in t.user_attrs) for t in complete]
+        sign = 1 if self._directions[0] == "minimize" else -1
+        return [(t.params, sign * t.values[0], PLAN not in t.user_attrs) for t in self._complete()]
+
+    def _values(self, number: int, value: float | Sequence[float]) -> list[float]:
+        """Return the objectives that a trial is told with; raise a StudyError if some miss."""
+        values = list(map(float, value if isinstance(value, Sequence) else [value]))
+        if len(values) != len(self._directions):
+            raise StudyError(
+                f"trial {number} was told with {len(values)} values; give"
+                f" {len(self._directions)}, one for each objective"
+            )
+        return values
 
     def _running(self, number: int) -> FrozenTrial:
         """Return a trial that was asked for and not yet told; else raise a StudyError."""
@@ -414,10 +432,12 @@ class Search:
         return Asked(trial.number, self._plan(trial), trial.user_attrs.get(NAME))
 
 
-def _check(direction: str, seed: int, epochs: int, rungs: Sequence[int]) -> None:
+def _check(directions: Sequence[str], seed: int, epochs: int, rungs: Sequence[int]) -> None:
     """Raise a StudyError for the first argument that is not allowed."""
-    if direction not in ("minimize", "maximize"):
-        raise StudyError(f"the direction is {direction!r}; give 'minimize' or 'maximize'")
+    wrong = [one for one in directions if one not in ("minimize", "maximize")]
+    if wrong or not directions:
+        given = repr(wrong[0]) if wrong else "missing"
+        raise StudyError(f"the direction is {given}; give 'minimize' or 'maximize'")
     if not isinstance(seed, int) or seed < 0:
         raise StudyError(f"the seed is {seed!r}; give an integer from 0")
     if not isinstance(epochs, int) or epochs < 1:

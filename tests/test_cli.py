@@ -48,6 +48,7 @@ BEST_KEYS = [
     "difference",
     "test",
     "fit",
+    "others",
 ]
 
 

@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, help="Seed of everything that is random.")
 @click.option(
     "--objective",
-    metavar="NAME",
+    metavar="NAMES",
+    callback=lambda context, option, value: (
+        [n.strip() for n in value.split(",")] if value and "," in value else value
+    ),
     help="The metric that decides: val_loss, accuracy, balanced_accuracy, f1, auroc, r2, rmse or "
-    "calibration_error; or one that the study's own loop yields.",
+    "calibration_error; or one that the study's own loop yields. Several, separated by commas, "
+    "have a verdict each.",
 )
 @click.option("--sampler", metavar="NAME", help="tpe, gp, cmaes, qmc, random, grid or autodropout.")
 @click.option("--strategy", metavar="NAME", help="search, or pbt: population-based training.")

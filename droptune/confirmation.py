@@ -88,7 +88,7 @@ class Confirmation:
             if found is not None and found.settled:
                 return
             number, plans = design.estimation_block(index), design.estimated(outcome.chosen)
-            note = f"block {index + 1} of at most {self._budget}{_so_far(found)}"
+            note = f"block {index + 1} of at most {self._budget}{_so_far(found, design.rules)}"
             most = len(plans) + design.rules.together - 1  # each objective may add a plan
             yield Block(number, plans, note, (self._budget - index) * most)
 
@@ -210,9 +210,10 @@ def make_arms(
     return controls | {f"finalist {i}": Arm(plan, n, value) for i, (n, plan, value) in chosen}
 
 
-def _so_far(found: Judgement | None) -> str:
+def _so_far(found: Judgement | None, rules: Rules) -> str:
     """Return the interval so far, if there is one."""
     if found is None or found.chosen.error is None:
         return ""
     one = found.chosen
-    return f", interval now {rounded(one.mean, one.end(-1.0), one.end(1.0))[1]}"
+    what = f" of {rules.objective}" if rules.together > 1 else ""
+    return f", interval{what} now {rounded(one.mean, one.end(-1.0), one.end(1.0))[1]}"

@@ -47,6 +47,7 @@ def home(tmp_path_factory) -> Path:
     words = ("optimize", folder / "digits.py", "--objective", TWO, "--store", store, "-q")
     text = run(*words).stdout
     assert "\non val_calibration_error " in text.replace("  ", " ")
+    assert " --objective val_calibration_error\n  droptune export " in text
     return folder
 
 

@@ -116,4 +116,9 @@ def _next(study: "Study") -> str:
     if study.url != (os.environ.get("DROPTUNE_STORE") or STORE):
         about += f" --store {shlex.quote(hide(study.url))}"
     about = visible(about)  # a name may hold anything
-    return f"\nnext:\n  droptune best {about}\n  droptune export {about} -o plan.json"
+    others = [
+        f"\n  droptune best {about} --objective {shlex.quote(visible(name))}"
+        for name in study.objectives[1:]
+    ]
+    best = "".join([f"droptune best {about}", *others])
+    return f"\nnext:\n  {best}\n  droptune export {about} -o plan.json"

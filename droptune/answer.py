@@ -1,6 +1,7 @@
 """The answer of a study: what its confirmation runs say, as `Result`.
 
-Pure functions of stored runs; optimize.py reads them and stores what comes out.
+Pure functions of stored runs; optimize.py reads them and stores what comes out. Of several
+objectives each has its own answer.
 """
 
 import math
@@ -9,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from droptune.design import Outcome
+from droptune.design import Outcome, final
 from droptune.pairs import Difference
 from droptune.plan import Plan
 from droptune.space import AS_GIVEN, CONTROL
@@ -27,13 +28,14 @@ class Result:
             nothing was confirmed.
         objective: the metric that decided.
         best: the winner's arm, mean over the confirmation blocks and trial, and the lucky
-            value that its search trial had.
+            value that its search trial had; of several objectives the means of the others, too.
         control: the same of no dropout; where training was tuned, of the study's own training or
             the best of the search without dropout, whichever leaves the finalist less.
         difference: of the finalist, or of the model as given where that hurts, from no dropout,
             in the objective's unit; None if there is none.
         test: means on the test split, read once, at the end; None without one.
         fit: of no dropout in the search, see `droptune.gap.fit`; None if it is not known.
+        others: objective -> the answer on it, of those besides the first.
         finished_before: nothing was left to do.
         seconds: where the time of this call went, by "training", "search" and "store".
     """
@@ -47,6 +49,7 @@ class Result:
     difference: Difference | None
     test: dict[str, Any] | None
     fit: dict[str, Any] | None = None
+    others: Mapping[str, "Result"] = field(default_factory=dict)
     finished_before: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -62,6 +65,7 @@ class Result:
             "difference": self._difference(),
             "test": self.test,
             "fit": self.fit,
+            "others": {name: str(one.verdict) for name, one in self.others.items()},
         }
         return _plain(answer)
 
@@ -79,6 +83,7 @@ class Result:
         answer = self.to_json()
         answer.pop("study")
         answer.pop("fit")  # it stands with the control's run
+        answer.pop("others")  # they have rows of their own
         difference = answer.pop("difference") or {}
         return answer | {
             "text": str(self.verdict),
@@ -108,7 +113,13 @@ def unconfirmed(
     return Result(study, verdict, plan, objective, winner, None, None, None)
 
 
-def confirmed(study: str, outcome: Outcome, unit: str = "", caveat: str | None = None) -> Result:
+def confirmed(
+    study: str,
+    outcome: Outcome,
+    unit: str = "",
+    caveat: str | None = None,
+    others: Sequence[str] = (),
+) -> Result:
     """Return what a confirmation says.
 
     Args:
@@ -116,6 +127,7 @@ def confirmed(study: str, outcome: Outcome, unit: str = "", caveat: str | None =
         outcome: at least one block of it.
         unit: of the objective.
         caveat: what the interval leaves out, for the text.
+        others: objectives that are shown beside that of the outcome, over the same blocks.
     """
     design, values, control = outcome.design, outcome.values, outcome.control
     verdict = outcome.decide(unit)
@@ -130,7 +142,10 @@ def confirmed(study: str, outcome: Outcome, unit: str = "", caveat: str | None =
     def described(arm: str) -> dict[str, Any]:
         one = design.arms[arm]
         mean = _mean(values[arm])
-        return {"arm": arm, "value": mean, "trial": one.trial, "search_value": one.value}
+        row = {"arm": arm, "value": mean, "trial": one.trial, "search_value": one.value}
+        ended = [outcome.runs.get((block, one.plan)) for block in outcome.blocks]
+        beside = {name: _mean([final(run, name) for run in ended]) for name in others}
+        return row | ({"others": beside} if others else {})
 
     return Result(
         study,

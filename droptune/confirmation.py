@@ -1,11 +1,14 @@
 """Confirmation: designs a new one or goes on with a stored one, block by block.
 
+With several objectives there is one for each, of the same plans. They share blocks, `merged`:
+each says which plans it still needs there, and a block is trained until none needs more.
+
 Everything is a function of the stored designs and runs, so a confirmation that was interrupted
 goes on at its block, and ends as if it had not been.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from droptune.design import (
@@ -27,7 +30,7 @@ from droptune.watch import Clockwork
 
 
 class Confirmation:
-    """The confirmations of one study.
+    """The confirmations of one study, as far as they are about one objective.
 
     Args:
         store: where designs and runs are.
@@ -53,7 +56,8 @@ class Confirmation:
         self._store, self._study_id, self._clockwork = store, study_id, clockwork
         self._budget = rules.planned
         with clockwork("store"):
-            self._designs = [Design.from_json(one) for one in store.designs(study_id)]
+            stored = map(Design.from_json, store.designs(study_id))
+            self._designs = [one for one in stored if one.rules.objective == rules.objective]
         if self._budget and len(arms) > 1 and not self._has(arms):
             design = self._new(arms, rules)
             with clockwork("store"):
@@ -84,8 +88,9 @@ class Confirmation:
             if found is not None and found.settled:
                 return
             number, plans = design.estimation_block(index), design.estimated(outcome.chosen)
-            note = f"block {index + 1} of at most {self._budget}{_so_far(found)}"
-            yield Block(number, plans, note, (self._budget - index) * len(plans))
+            note = f"block {index + 1} of at most {self._budget}{_so_far(found, design.rules)}"
+            most = len(plans) + design.rules.together - 1  # each objective may add a plan
+            yield Block(number, plans, note, (self._budget - index) * most)
 
     def outcome(self) -> Outcome | None:
         """Return what the study has to say: its latest confirmation that has a judged block.
@@ -131,14 +136,52 @@ class Confirmation:
         """Return what came of each confirmation: of its own blocks, not of a later one's."""
         ends = [design.first_block for design in self._designs[1:]] + [math.inf]
         return [
-            design.outcome({key: run for key, run in runs.items() if key[0] < end})
+            _until_settled(design, {key: run for key, run in runs.items() if key[0] < end})
             for design, end in zip(self._designs, ends, strict=False)
         ]
 
     def _left(self, design: Design, selected: int) -> int:
         """Return how many runs there are at most after so many blocks of selection."""
-        judged = len(design.plans(*CONTROLS, AS_GIVEN)) + 1
+        judged = len(design.plans(*CONTROLS, AS_GIVEN)) + design.rules.together
         return (design.selection - selected) * len(design.arms) + self._budget * judged
+
+
+def merged(all_blocks: Iterable[Iterator[Block]]) -> Iterator[Block]:
+    """Yield the blocks of several confirmations, those of the same number as one.
+
+    The next one is asked for when the one before has ended, and then of those alone that
+    asked for it.
+    """
+    waiting = [(block, blocks) for blocks in all_blocks if (block := next(blocks, None))]
+    while waiting:
+        number = min(block.number for block, _ in waiting)
+        now = [(block, blocks) for block, blocks in waiting if block.number == number]
+        yield _together([block for block, _ in now])
+        later = [one for one in waiting if one not in now]
+        waiting = later + [(block, its) for _, its in now if (block := next(its, None))]
+
+
+def _together(blocks: Sequence[Block]) -> Block:
+    """Return one block with all the plans; of two plans with one name the second is renamed."""
+    arms: dict[str, Plan] = {}
+    for index, block in enumerate(blocks, 1):
+        for name, plan in block.arms.items():
+            if plan not in arms.values():
+                arms[name if name not in arms else f"{name}, objective {index}"] = plan
+    return replace(blocks[0], arms=arms, left=max(block.left for block in blocks))
+
+
+def _until_settled(design: Design, runs: Runs) -> Outcome | None:
+    """Return what the runs say up to the first look at which the blocks were enough.
+
+    Of a single objective there are no blocks after it. Another objective may have gone on with
+    the same plans; what was settled stays as it was.
+    """
+    whole = design.outcome(runs)
+    if whole is None or design.rules.together == 1:
+        return whole
+    looks = (design.outcome(runs, index) for index in range(1, len(whole.blocks)))
+    return next((one for one in looks if one.judge().settled), whole)
 
 
 def make_arms(
@@ -167,9 +210,10 @@ def make_arms(
     return controls | {f"finalist {i}": Arm(plan, n, value) for i, (n, plan, value) in chosen}
 
 
-def _so_far(found: Judgement | None) -> str:
+def _so_far(found: Judgement | None, rules: Rules) -> str:
     """Return the interval so far, if there is one."""
     if found is None or found.chosen.error is None:
         return ""
     one = found.chosen
-    return f", interval now {rounded(one.mean, one.end(-1.0), one.end(1.0))[1]}"
+    what = f" of {rules.objective}" if rules.together > 1 else ""
+    return f", interval{what} now {rounded(one.mean, one.end(-1.0), one.end(1.0))[1]}"

@@ -38,7 +38,7 @@ class Loop:
     Args:
         study_id: in the store.
         store: where runs and curves go.
-        objective: the metric that decides.
+        objectives: the metrics that decide; trials are compared by the first.
         epochs: length of a run.
         make_trainer: at most so many slots (None: as suits the search), block -> a trainer.
         progress: is told how far it is.
@@ -50,7 +50,7 @@ class Loop:
 
     study_id: int
     store: Store
-    objective: str
+    objectives: Sequence[str]
     epochs: int
     make_trainer: MakeTrainer
     progress: Progress
@@ -182,10 +182,10 @@ class Loop:
         return {run["trial_number"]: end for run in runs if (end := self._end_of(run))}
 
     def _end_of(self, run: Mapping[str, Any]) -> End | None:
-        value = (run["metrics"] or {}).get(self.objective)
+        values = [(run["metrics"] or {}).get(name) for name in self.objectives]
         if run["state"] == "failed":
             return End(-1, "failed", message=run["message"])
-        return End(-1, "complete", value) if value is not None else None
+        return End(-1, "complete", values) if None not in values else None
 
     def _pruned(
         self,
@@ -203,7 +203,7 @@ class Loop:
                 member = members[slot]
                 if slot in ended or member.epochs not in rungs:
                     continue
-                value = score.metrics[self.objective]
+                value = score.metrics[self.objectives[0]]
                 stop = search.report(member.asked.number, member.epochs, value)
                 # Both are what the verdict, and the control what later pruners compare with.
                 if stop and member.arm not in (CONTROL, AS_GIVEN):
@@ -222,7 +222,7 @@ class Loop:
         ended = {end.slot for end in ends}
         ages: dict[int, list[Candidate]] = {}
         for slot, score in scores.items() if population is not None else ():
-            member, value = members[slot], score.metrics.get(self.objective)
+            member, value = members[slot], score.metrics.get(self.objectives[0])
             if slot not in ended and member.asked is not None and value is not None:
                 number = member.asked.number
                 found = Candidate(slot, number, member.arm, member.plan, value)
@@ -257,7 +257,7 @@ class Loop:
             self.store,
             self.study_id,
             phase=phase,
-            objective=self.objective,
+            objectives=self.objectives,
             epochs=self.epochs,
             make_trainer=self.make_trainer,
             folds=self.folds,
@@ -267,7 +267,7 @@ class Loop:
         )
 
     def _meter(self, phase: str, total: int) -> Meter:
-        return Meter(self.progress, phase, self.objective, self.epochs, total)
+        return Meter(self.progress, phase, self.objectives[0], self.epochs, total)
 
     def _show(self, meter: Meter, search: Search, members: Members, left: float) -> None:
         with self.clockwork("search"):
@@ -367,5 +367,5 @@ def _out_of_time(members: Members, ends: list[End]) -> list[End]:
 
 def _tell(search: Search, asked: Asked, end: End) -> None:
     state = "fail" if end.state == "failed" else end.state
-    value = end.value if end.state == "complete" else None
-    search.tell(asked.number, value, state, end.message)
+    values = end.values if end.state == "complete" else None
+    search.tell(asked.number, values, state, end.message)

@@ -1,6 +1,5 @@
 """The members that train now: on the trainer, and as runs in the store."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,11 +44,11 @@ class Member:
 
 @dataclass
 class End:
-    """How a member ends: its state in the store, and the objective if it is complete."""
+    """How a member ends: its state in the store, and the objectives if it is complete."""
 
     slot: int
     state: str
-    value: float | None = None
+    values: Sequence[float] | None = None
     message: str | None = None
     test: Mapping[str, float] | None = None
     reliability: list[list[float]] | None = None
@@ -65,7 +64,7 @@ class Members:
         store: where runs and curves go.
         study_id: in the store.
         phase: "search" or "confirm"; the test split is read in "confirm" alone.
-        objective: the metric that decides.
+        objectives: the metrics that decide.
         epochs: length of a run.
         make_trainer: makes trainers.
         folds: how many blocks differ in their rows; each needs a trainer of its own.
@@ -84,7 +83,7 @@ class Members:
         study_id: int,
         *,
         phase: str,
-        objective: str,
+        objectives: Sequence[str],
         epochs: int,
         make_trainer: MakeTrainer,
         folds: int,
@@ -93,7 +92,7 @@ class Members:
         say: Callable[[str], object],
     ) -> None:
         self._store, self._study_id, self._phase = store, study_id, phase
-        self._objective, self._epochs = objective, epochs
+        self._objectives, self._epochs = objectives, epochs
         self._make_trainer, self._clockwork, self._say = make_trainer, clockwork, say
         self._folds, self._block = folds, 0
         self._slots: dict[int, Member] = {}
@@ -164,7 +163,7 @@ class Members:
             have diverged or are complete.
 
         Raises:
-            StudyError: the objective is not among the metrics.
+            StudyError: an objective is not among the metrics.
             TrainingError: memory ran out with a single slot.
         """
         scores = self._call("epoch") or {}
@@ -263,14 +262,14 @@ class Members:
         member.metrics = score.metrics
         self.seconds += score.seconds
         if score.failed:
-            return End(slot, "failed", math.nan, f"{score.failed} at epoch {member.epochs}")
-        if self._objective not in score.metrics:
+            return End(slot, "failed", message=f"{score.failed} at epoch {member.epochs}")
+        if missing := [name for name in self._objectives if name not in score.metrics]:
             raise StudyError(
-                f"objective {self._objective!r} is not among the metrics "
+                f"objective {missing[0]!r} is not among the metrics "
                 f"({', '.join(score.metrics) or 'none'}); choose one of them"
             )
         if member.epochs >= self._epochs:
-            return End(slot, "complete", score.metrics[self._objective])
+            return End(slot, "complete", [score.metrics[name] for name in self._objectives])
         return None
 
     def _fit(self, slot: int, scores: Mapping[int, Scores]) -> bool:

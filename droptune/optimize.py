@@ -1,13 +1,13 @@
 """One call of `Study.optimize`: open the store, search, confirm, judge."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from droptune import settings
 from droptune.answer import Result, confirmed, unconfirmed
-from droptune.confirmation import Confirmation, make_arms
+from droptune.confirmation import Confirmation, make_arms, merged
 from droptune.definition import all_kinds, check_same, environment
 from droptune.design import Outcome
 from droptune.kinds import derive
@@ -51,7 +51,6 @@ class Optimization:
         self.kinds = all_kinds(study.space, self.fixed.values())
         self.task = study.task(self.kinds)
         self.definition = study.definition()
-        self.direction = self.definition["direction"]
         self.device = pick_device(study.device)
         #: The trainer to use; None: not known before it is measured.
         self.kind = {"serial": SerialTrainer, "fused": FusedTrainer}.get(str(study.trainer))
@@ -104,12 +103,12 @@ class Optimization:
         study = self.study
         curves = {}
         if stored is not None and study.pruner == PAIRED:
-            curves = self.store.search_curves(stored["id"], study.objective)
+            curves = self.store.search_curves(stored["id"], study.objectives[0])
         return Search(
             driver_url(study.url),
             study.name,
             study.space,
-            direction=self.direction,
+            direction=study.directions,
             sampler=study.sampler,
             pruner=study.pruner,
             seed=study.seed,
@@ -140,14 +139,14 @@ class Optimization:
         loop = Loop(
             self.study_id,
             self.store,
-            study.objective,
+            study.objectives,
             study.epochs,
             self._make_trainer,
             self.shown,
             self.interrupt,
             self.clockwork,
             folds=study.data.blocks if study.data is not None else 1,
-            unit=_unit(study),
+            unit=_unit(study, study.objectives[0]),
         )
         before = self.search.finished
         loop.search(
@@ -160,24 +159,31 @@ class Optimization:
         )
         if before < self.search.finished < study.trials and (said := self._impatient()):
             self.shown.message(said)
-        confirmation = self._confirmation()
-        trained = loop.confirm(confirmation.blocks(), lambda n: block_seed(study.seed, n))
+        found = [self._confirmation(index) for index in range(len(study.objectives))]
+        blocks = merged(confirmation.blocks() for confirmation in found)
+        trained = loop.confirm(blocks, lambda n: block_seed(study.seed, n))
         finished_before = self.search.finished == before and not trained
-        answer = self._answer(confirmation)
+        outcomes = [confirmation.outcome() for confirmation in found]
+        answers = [self._answer(index, outcome) for index, outcome in enumerate(outcomes)]
         with self.clockwork("store"):
-            self._save(answer)
+            for answer, direction in zip(answers, study.directions, strict=True):
+                self._save(answer, direction)
             fits = self.store.control_fit(self.study_id)
         if finished_before:
-            self.shown.message(self._finished(before, confirmation.outcome()))
+            self.shown.message(self._finished(before, outcomes))
+        first, *rest = (replace(answer, fit=fits) for answer in answers)
         return replace(
-            answer, fit=fits, finished_before=finished_before, seconds=dict(self.clockwork.seconds)
+            first,
+            others={answer.objective: answer for answer in rest},
+            finished_before=finished_before,
+            seconds=dict(self.clockwork.seconds),
         )
 
     def _population(self) -> Population | None:
         study = self.study
         if study.strategy != "pbt":
             return None
-        return Population(study.epochs, self.direction, study.seed)
+        return Population(study.epochs, study.directions[0], study.seed)
 
     def _company(self) -> int:
         """Return how many members at once suit the search."""
@@ -215,44 +221,54 @@ class Optimization:
 
     # The answer
 
-    def _confirmation(self) -> Confirmation:
-        """Return the confirmation that goes on, or a new one of what the search found."""
+    def _confirmation(self, index: int) -> Confirmation:
+        """Return the confirmation that goes on, or a new one of what the search found.
+
+        Args:
+            index: position of the objective that it is about.
+        """
         study, search = self.study, self.search
         controls = [self.fixed[name] for name in (CONTROL, AS_GIVEN) if name in self.fixed]
         # The best first; where training is tuned there are more of them than one.
-        bare = [trial for trial in search.finalists(10**9) if not trial[1]]
+        bare = [trial for trial in search.ranked(10**9, objective=index) if not trial[1]]
         excluded = [*controls, *(plan for _, plan, _ in bare)]
-        finalists = search.finalists(study.finalists, exclude=excluded)
+        finalists = search.finalists(study.finalists, excluded, index)
         tuned = bare[0] if bare and bare[0][1] not in controls else None
         arms = {}
         if search.best() is not None:
-            arms = make_arms(self.fixed, finalists, search.first, tuned)
+            first = partial(search.first, objective=index)
+            arms = make_arms(self.fixed, finalists, first, tuned)
         rules = Rules(
-            study.objective, self.direction, study.confirm_blocks, study.level, study.margin
+            study.objectives[index],
+            study.directions[index],
+            study.confirm_blocks,
+            study.level,
+            study.margin,
+            together=len(study.objectives),
         )
         found = Confirmation(self.store, self.study_id, arms, rules, self.clockwork)
-        if found.design is not None and (change := found.design.differs(rules)):
+        if not index and found.design is not None and (change := found.design.differs(rules)):
             self.shown.message(change)
         return found
 
-    def _answer(self, confirmation: Confirmation) -> Result:
+    def _answer(self, index: int, outcome: Outcome | None) -> Result:
         """Return what the stored runs say; blocks beyond those asked for count too."""
-        study, outcome = self.study, confirmation.outcome()
+        study, objective = self.study, self.study.objectives[index]
         if outcome is None:
-            return unconfirmed(
-                study.name, study.objective, self.search.best(), self._why_unconfirmed()
-            )
-        return confirmed(study.name, outcome, _unit(study), _caveat(study))
+            best = self.search.best(index)
+            return unconfirmed(study.name, objective, best, self._why_unconfirmed())
+        others = [name for name in study.objectives if name != objective]
+        return confirmed(study.name, outcome, _unit(study, objective), _caveat(study), others)
 
-    def _save(self, answer: Result) -> None:
+    def _save(self, answer: Result, direction: str) -> None:
         """Store the verdict unless it is stored; a death may have come in before."""
-        row = answer.to_row(self.direction)
-        stored = self.store.verdict(self.study_id) or {}
+        row = answer.to_row(direction)
+        stored = self.store.verdict(self.study_id, answer.objective) or {}
         if any(stored.get(key, "missing") != value for key, value in row.items()):
             self.store.save_verdict(self.study_id, row)
 
     def _why_unconfirmed(self) -> str:
-        if self.study.confirm_blocks and len(self.search.finalists(2)) == 1:
+        if self.study.confirm_blocks and len(self.search.ranked(2)) == 1:
             return "no plan but one was tried, there is nothing to compare; raise --trials"
         if self.search.best() is not None:
             return "nothing was confirmed; set confirm_blocks (--confirm-blocks) to 2 or more"
@@ -262,12 +278,13 @@ class Optimization:
             f"`droptune show --study {self.study.name} --trial 0` says why, or give more time"
         )
 
-    def _finished(self, trials: int, outcome: Outcome | None) -> str:
+    def _finished(self, trials: int, outcomes: Sequence[Outcome | None]) -> str:
         """Return the line that says that nothing was left to do, and what would change it."""
         study = self.study
-        blocks = len(outcome.blocks) if outcome is not None else 0
         more = "raise --trials"
-        if outcome is None or not outcome.judge().settled:
+        settled = all(one is not None and one.judge().settled for one in outcomes)
+        blocks = max(len(one.blocks) if one is not None else 0 for one in outcomes)
+        if not settled:
             above = f" above {blocks}" if blocks > study.confirm_blocks else ""
             more = f"raise --trials or --confirm-blocks{above}"
         if trials < study.trials:
@@ -284,9 +301,10 @@ class Optimization:
         ahead = self.search.outlook()
         if ahead is None or not ahead.over:
             return None
+        unit = _unit(self.study, self.study.objectives[0])
         return (
             f"the search ends at {self.search.finished} of {self.study.trials} trials: "
-            f"{ahead.line(_unit(self.study))}, too little for a confirmation to tell "
+            f"{ahead.line(unit)}, too little for a confirmation to tell "
             f"(one result varies by {ahead.noise:.2g}); to go on raise --patience, or set it to 0"
         )
 
@@ -306,7 +324,7 @@ def _caveat(study: "Study") -> str | None:
     )
 
 
-def _unit(study: "Study") -> str:
-    """Return "nats" if the objective is a cross-entropy of droptune's own training."""
-    own = study.trained_here and study.objective == "val_loss"
+def _unit(study: "Study", objective: str) -> str:
+    """Return "nats" if an objective is a cross-entropy of droptune's own training."""
+    own = study.trained_here and objective == "val_loss"
     return "nats" if own and study.loss in ("cross_entropy", "binary_cross_entropy") else ""

@@ -24,7 +24,7 @@ class Record:
     Args:
         url: of the database; a missing SQLite file is created.
         name: of the study.
-        direction: `minimize` or `maximize`.
+        directions: of the objectives, `minimize` or `maximize`.
         prepare_engine: called with Optuna's SQLAlchemy engine before its connections are
             used, to set them up as the rest of droptune has them.
 
@@ -32,7 +32,7 @@ class Record:
         trials: the trials as they were stored at the opening, by number; a copy.
 
     Raises:
-        StudyError: the study has another direction, or its numbers have gaps.
+        StudyError: the study has other directions, or its numbers have gaps.
         StoreError: the database cannot be used.
     """
 
@@ -40,7 +40,7 @@ class Record:
         self,
         url: str,
         name: str,
-        direction: str,
+        directions: Sequence[str],
         prepare_engine: Callable[[Any], object] | None = None,
     ) -> None:
         self._name = name
@@ -48,7 +48,7 @@ class Record:
             self._rdb = open_storage(url, prepare_engine)
             try:
                 with self._storing("read study"):
-                    self._load(direction)
+                    self._load(list(directions))
             except BaseException:
                 self.close()
                 raise
@@ -142,18 +142,18 @@ class Record:
         self._rdb.remove_session()
         self._rdb.engine.dispose()
 
-    def _load(self, direction: str) -> None:
+    def _load(self, directions: list[str]) -> None:
         """Open or create the study, and read its trials."""
         self._store = optuna.storages.get_storage(self._rdb)  # keeps the numbers of its trials
         optuna.create_study(
-            storage=self._store, study_name=self._name, direction=direction, load_if_exists=True
+            storage=self._store, study_name=self._name, directions=directions, load_if_exists=True
         )
         self._study_id = self._store.get_study_id_from_name(self._name)
         stored = [d.name.lower() for d in self._store.get_study_directions(self._study_id)]
-        if stored != [direction]:
+        if stored != directions:
             raise StudyError(
-                f"study {self._name!r} is there to {' and '.join(stored)}, not to {direction};"
-                f" give the stored direction, or choose another name"
+                f"study {self._name!r} is there to {' and '.join(stored)}, not to"
+                f" {' and '.join(directions)}; give the stored direction, or choose another name"
             )
         self.trials = self._store.get_all_trials(self._study_id)
         for trial in self.trials:  # what Optuna would unpickle must not come from a store

@@ -133,20 +133,42 @@ _SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "autodropout": _autodropout,
 }
 SAMPLERS = tuple(_SAMPLERS)
+#: Those that take several objectives: CMA-ES of Optuna does not, nor does AutoDropout's policy.
+SEVERAL = ("tpe", "gp", "qmc", "random", "grid")
 REFINING = ("tpe", "gp")
 #: The pruner of paired.py, which is no pruner of Optuna.
 PAIRED = "paired"
 PRUNERS = ("none", PAIRED, "median", "hyperband", "successive-halving")
 
 
-def check_names(sampler: str, pruner: str) -> None:
-    """Raise a StudyError that lists what is allowed if a name is unknown."""
+def check_names(sampler: str, pruner: str, objectives: int = 1) -> None:
+    """Raise a StudyError that lists what is allowed if a name is unknown or for one objective."""
     for what, name, known in (("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS)):
         if name not in known:
             raise StudyError(
                 f"there is no {what} {name!r}{nearest(str(name), known)};"
                 f" choose one of {', '.join(known)}"
             )
+    if objectives > 1 and (sampler not in SEVERAL or pruner != "none"):
+        raise StudyError(
+            f"sampler {sampler!r} with pruner {pruner!r} is for one objective, and there are"
+            f" {objectives}; take one of {', '.join(SEVERAL)}, and pruner 'none'"
+        )
+
+
+def check_numbers(directions: Sequence[str], seed: int, epochs: int, rungs: Sequence[int]) -> None:
+    """Raise a StudyError for the first argument that is not allowed."""
+    wrong = [one for one in directions if one not in ("minimize", "maximize")]
+    if wrong or not directions:
+        given = repr(wrong[0]) if wrong else "missing"
+        raise StudyError(f"the direction is {given}; give 'minimize' or 'maximize'")
+    if not isinstance(seed, int) or seed < 0:
+        raise StudyError(f"the seed is {seed!r}; give an integer from 0")
+    if not isinstance(epochs, int) or epochs < 1:
+        raise StudyError(f"the number of epochs is {epochs!r}; give an integer from 1")
+    rising = all(a < b for a, b in zip(rungs, rungs[1:], strict=False))
+    if not rising or any(not 1 <= rung <= epochs for rung in rungs):
+        raise StudyError(f"the rungs are {list(rungs)}; give rising epochs from 1 to {epochs}")
 
 
 def make_sampler(

@@ -22,13 +22,16 @@ from droptune.finalists import Tried, expected, promising
 from droptune.paired import Paired
 from droptune.patience import Outlook, Patience
 from droptune.plan import Plan
+from droptune.ranking import Result, finalists, ranked
 from droptune.record import Record
 from droptune.samplers import (
     PAIRED,
     PRUNERS,
     SAMPLERS,
+    SEVERAL,
     Grid,
     check_names,
+    check_numbers,
     make_pruner,
     make_sampler,
     quiet,
@@ -36,7 +39,7 @@ from droptune.samplers import (
 )
 from droptune.working import RUNG, WorkingCopy
 
-__all__ = ["PAIRED", "PRUNERS", "SAMPLERS", "Asked", "Counts", "Search"]
+__all__ = ["PAIRED", "PRUNERS", "SAMPLERS", "SEVERAL", "Asked", "Counts", "Search"]
 
 # User attributes of a trial: the name and the exact plan of a fixed one, and why it failed.
 NAME, PLAN, MESSAGE = "name", "plan", "message"
@@ -76,7 +79,8 @@ class Search:
         name: of the study.
         space: turns a trial into a plan and back (droptune/space.py); the same parameters in
             every trial.
-        direction: `minimize` or `maximize`, what the objective is to do.
+        direction: `minimize` or `maximize`, what the objective is to do; or one for each of
+            several. Pruner and patience, which compare, are for one.
         sampler: one of `SAMPLERS`.
         pruner: one of `PRUNERS`.
         seed: of the sampler, an integer that is not negative.
@@ -100,7 +104,7 @@ class Search:
         name: str,
         space: Any,
         *,
-        direction: str,
+        direction: str | Sequence[str],
         sampler: str = "tpe",
         pruner: str = "none",
         seed: int = 0,
@@ -110,14 +114,16 @@ class Search:
         prepare_engine: Callable[[Any], object] | None = None,
         patience: int = 0,
     ) -> None:
-        check_names(sampler, pruner)
-        _check(direction, seed, epochs, rungs)
-        self._name, self._space, self._direction = name, space, direction
+        self._directions = (direction,) if isinstance(direction, str) else tuple(direction)
+        check_names(sampler, pruner, len(self._directions))
+        check_numbers(self._directions, seed, epochs, rungs)
+        self._name, self._space = name, space
         self._rungs = frozenset(rungs if pruner != "none" else ())
         self._plans: dict[int, Plan] = {}
         self._epochs = epochs
         sites = [site.name for site in space.sites] if pruner == PAIRED else []
-        self._paired = Paired(epochs, direction, sites, self._plan_of) if sites else None
+        first = self._directions[0]
+        self._paired = Paired(epochs, first, sites, self._plan_of) if sites else None
         for number, curve in (curves or {}).items() if self._paired else ():
             self._paired.complete(number, curve)
         self._patience = Patience(patience)
@@ -130,7 +136,7 @@ class Search:
             self._pruner = make_pruner(pruner, tuple(rungs), epochs)
             # Refused, if it is to be refused, before anything is stored.
             make_sampler(sampler, seed, 0, self._parameters, space.settled, space.finer)
-        self._record = Record(url, name, direction, prepare_engine)
+        self._record = Record(url, name, self._directions, prepare_engine)
         try:
             trials = self._record.trials
             self._check_space(trials)
@@ -139,8 +145,10 @@ class Search:
                     sampler, seed, len(trials), self._parameters, space.settled, space.finer
                 )
                 if sampler == "cmaes":
-                    recall_cmaes(trials, direction)
-                self._copy = WorkingCopy(name, direction, self._sampler, self._pruner, trials)
+                    recall_cmaes(trials, self._directions[0])
+                self._copy = WorkingCopy(
+                    name, self._directions, self._sampler, self._pruner, trials
+                )
         except BaseException:
             self.close()
             raise
@@ -249,7 +257,7 @@ class Search:
     def tell(
         self,
         number: int,
-        value: float | None = None,
+        value: float | Sequence[float] | None = None,
         state: str = "complete",
         message: str | None = None,
     ) -> None:
@@ -257,7 +265,7 @@ class Search:
 
         Args:
             number: of the trial.
-            value: of the objective, for `complete`. A value that is not finite ends the
+            value: of the objective, or of each, for `complete`. One that is not finite ends the
                 trial as failed, with a message: samplers cannot use it, and it must not win.
             state: `complete`, `pruned` (its value is the last reported one, as in Optuna)
                 or `fail`.
@@ -274,10 +282,11 @@ class Search:
         if outcome == TrialState.COMPLETE:
             if value is None:
                 raise StudyError(f"trial {number} was told as complete without a value; give one")
-            if math.isfinite(value):
-                values = [float(value)]
-            else:
-                outcome, message = TrialState.FAIL, message or f"the objective was {value}"
+            values = self._values(number, value)
+            if not all(map(math.isfinite, values)):
+                said = ", ".join(map(str, values))
+                values, outcome = None, TrialState.FAIL
+                message = message or f"the objective was {said}"
         elif outcome == TrialState.PRUNED and frozen.last_step is not None:
             last = frozen.intermediate_values[frozen.last_step]
             values = None if math.isnan(last) else [last]
@@ -305,50 +314,54 @@ class Search:
         order = (*_STATES.values(), TrialState.RUNNING, TrialState.WAITING)
         return Counts(*(states[state] for state in order))
 
-    def best(self) -> tuple[int, Plan, float] | None:
-        """Return number, plan and value of the best complete trial, or None."""
-        best = self._distinct()
+    def best(self, objective: int = 0) -> Tried | None:
+        """Return number, plan and value of the best complete trial in an objective, or None."""
+        best = self.ranked(1, objective=objective)
         return best[0] if best else None
 
-    def finalists(self, k: int, exclude: Collection[Plan] = ()) -> list[Tried]:
+    def ranked(self, k: int, exclude: Collection[Plan] = (), objective: int = 0) -> list[Tried]:
+        """Return up to `k` best complete trials with different plans, see `ranking.ranked`."""
+        return ranked(self._results(), self._directions, k, exclude, objective)
+
+    def finalists(self, k: int, exclude: Collection[Plan] = (), objective: int = 0) -> list[Tried]:
         """Return up to `k` complete trials with different plans, the most promising first.
 
         By what their plans are expected to reach, with the best value among them: see
         droptune/finalists.py. Of trials with the same plan the one with the best value counts.
+        With several objectives those that stand for the front, see `ranking.finalists`.
 
         Args:
             k: how many.
             exclude: plans to pass over, such as those that are confirmed in any case.
+            objective: position of the one whose values are returned.
         """
-        complete = self._complete()
-        if self._hopes[0] != len(complete):
-            params, values, _ = zip(*self._results(), strict=True)
+        if len(self._directions) > 1:
+            return finalists(self._results(), self._directions, k, exclude, objective)
+        return promising(self.ranked(10**9, exclude), self._expected(), k)
+
+    def _expected(self) -> dict[int, float]:
+        """Return number -> what its plan is expected to reach, of the complete trials."""
+        numbers = [trial.number for trial in self._complete()]
+        if self._hopes[0] != len(numbers):
+            params, values, _ = zip(*self._told(), strict=True)
             hopes = expected(self._parameters, params, values)
-            numbers = (trial.number for trial in complete)
-            self._hopes = len(complete), dict(zip(numbers, hopes, strict=True))
-        return promising(self._distinct(exclude), self._hopes[1], k)
+            self._hopes = len(numbers), dict(zip(numbers, hopes, strict=True))
+        return self._hopes[1]
 
-    def _distinct(self, exclude: Collection[Plan] = ()) -> list[Tried]:
-        """Return the complete trials with different plans, the best value first, then early."""
-        sign = 1 if self._direction == "minimize" else -1
-        seen, found = set(exclude), []
-        for trial in sorted(self._complete(), key=lambda t: (sign * t.values[0], t.number)):
-            plan = self._plan(trial)
-            if plan not in seen:
-                seen.add(plan)
-                found.append((trial.number, plan, trial.values[0]))
-        return found
-
-    def _complete(self) -> list[FrozenTrial]:
-        return [trial for trial in self._copy.trials() if trial.state == TrialState.COMPLETE]
-
-    def first(self, plan: Plan) -> tuple[int, float] | None:
+    def first(self, plan: Plan, objective: int = 0) -> tuple[int, float] | None:
         """Return number and value of the first complete trial with a plan, or None.
 
         For plans that were not chosen for their value: the first is no luckier than another.
         """
-        found = next((trial for trial in self._complete() if self._plan(trial) == plan), None)
-        return None if found is None else (found.number, found.values[0])
+        found = (one for one in self._results() if one[1] == plan)
+        return next(((number, values[objective]) for number, _, values in found), None)
+
+    def _results(self) -> list[Result]:
+        """Return number, plan and values of the complete trials, by number."""
+        return [(trial.number, self._plan(trial), trial.values) for trial in self._complete()]
+
+    def _complete(self) -> list[FrozenTrial]:
+        return [trial for trial in self._copy.trials() if trial.state == TrialState.COMPLETE]
 
     def outlook(self) -> Outlook | None:
         """Return what the next trials are expected to gain; None: no patience, or too early.
@@ -356,7 +369,7 @@ class Search:
         A function of the complete trials alone, so that a study which patience has ended is
         still ended when it is opened again.
         """
-        return self._patience.outlook(self._parameters, self._results())
+        return self._patience.outlook(self._parameters, self._told())
 
     def close(self) -> None:
         """Give the connections back; the Search cannot be used any more."""
@@ -392,10 +405,20 @@ class Search:
         ahead = None if self._copy.waiting() else self.outlook()
         return ahead is not None and ahead.over
 
-    def _results(self) -> list[tuple[dict[str, Any], float, bool]]:
+    def _told(self) -> list[tuple[dict[str, Any], float, bool]]:
         """Return parameters, value to be made small, and whether the sampler chose the plan."""
-        sign = 1 if self._direction == "minimize" else -1
+        sign = 1 if self._directions[0] == "minimize" else -1
         return [(t.params, sign * t.values[0], PLAN not in t.user_attrs) for t in self._complete()]
+
+    def _values(self, number: int, value: float | Sequence[float]) -> list[float]:
+        """Return the objectives that a trial is told with; raise a StudyError if some miss."""
+        values = list(map(float, value if isinstance(value, Sequence) else [value]))
+        if len(values) != len(self._directions):
+            raise StudyError(
+                f"trial {number} was told with {len(values)} values; give"
+                f" {len(self._directions)}, one for each objective"
+            )
+        return values
 
     def _running(self, number: int) -> FrozenTrial:
         """Return a trial that was asked for and not yet told; else raise a StudyError."""
@@ -425,16 +448,3 @@ class Search:
 
     def _asked(self, trial: FrozenTrial) -> Asked:
         return Asked(trial.number, self._plan(trial), trial.user_attrs.get(NAME))
-
-
-def _check(direction: str, seed: int, epochs: int, rungs: Sequence[int]) -> None:
-    """Raise a StudyError for the first argument that is not allowed."""
-    if direction not in ("minimize", "maximize"):
-        raise StudyError(f"the direction is {direction!r}; give 'minimize' or 'maximize'")
-    if not isinstance(seed, int) or seed < 0:
-        raise StudyError(f"the seed is {seed!r}; give an integer from 0")
-    if not isinstance(epochs, int) or epochs < 1:
-        raise StudyError(f"the number of epochs is {epochs!r}; give an integer from 1")
-    rising = all(a < b for a, b in zip(rungs, rungs[1:], strict=False))
-    if not rising or any(not 1 <= rung <= epochs for rung in rungs):
-        raise StudyError(f"the rungs are {list(rungs)}; give rising epochs from 1 to {epochs}")

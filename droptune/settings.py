@@ -8,7 +8,7 @@ from typing import Any
 from droptune.data import Data
 from droptune.encodings import ENCODINGS
 from droptune.errors import StudyError
-from droptune.metrics import check_asked
+from droptune.objectives import check as check_objectives
 from droptune.search import PAIRED, PRUNERS, SAMPLERS
 from droptune.space import NO_TERM
 from droptune.trainers import TRAINERS
@@ -20,7 +20,6 @@ _CHOICES = {
     "pruner": PRUNERS,
     "strategy": STRATEGIES,
     "encoding": ENCODINGS,
-    "direction": ("minimize", "maximize", None),
 }
 _LONGEST_NAME = 512
 _LEAST = {
@@ -68,12 +67,7 @@ def check(settings: Mapping[str, Any]) -> None:
         _check_names("warm_start", settings["warm_start"], ["digits"])
     _check_task(settings)
     _check_tune(settings)
-    check_asked(
-        settings["objective"],
-        settings["direction"],
-        settings["metrics"],
-        settings["train"] is not None or not isinstance(settings["trainer"], str),
-    )
+    check_objectives(settings)
     _check_strategy(settings)
     seconds(settings["time"])
     if settings["pruner"] != "none" and not rungs(settings["epochs"], settings["pruner"]):

@@ -12,6 +12,7 @@ from droptune.data import Data
 from droptune.definition import qualified
 from droptune.errors import StudyError
 from droptune.fixed import Fixed, find_fixed, fixed_line
+from droptune.objectives import directions, each, one_or_all
 from droptune.optimize import Optimization
 from droptune.plan import Plan
 from droptune.progress import Progress
@@ -62,9 +63,12 @@ class Study:
         objective: the metric that decides, at the last epoch, with or without "val_": loss,
             accuracy, balanced_accuracy, f1, auroc, r2, rmse, calibration_error; a function
             (output, target) -> float of numpy arrays of the whole split, known from then on
-            as "val_" and its name; or one that `train`, or a trainer of your own, yields.
+            as "val_" and its name; or one that `train`, or a trainer of your own, yields. Or
+            several, ("val_loss", "val_calibration_error"): the finalists are then of the Pareto
+            front, and each objective has its verdict, see `Result.others`; the first one leads.
         direction: "minimize" or "maximize", needed for a function of your own; None: as the
-            metric's name says, and minimize where it says nothing.
+            metric's name says, and minimize where it says nothing. Of several objectives one
+            for each.
         metrics: others to record after each epoch, by name or as functions.
         encoding: "uniform", "shape", "site" or "auto", see `Space`.
         kinds: kinds of dropout to try; None: the usual one at each site.
@@ -122,8 +126,8 @@ class Study:
     momentum: float = 0.9
     lr_schedule: str = "constant"
     recalibrate: bool = False
-    objective: str | Callable = "val_loss"
-    direction: str | None = None
+    objective: str | Callable | Sequence[str | Callable] = "val_loss"
+    direction: str | Sequence[str | None] | None = None
     encoding: str = "shape"
     kinds: Sequence[str] | None = None
     rates: Mapping[str, Sequence[float]] | None = None
@@ -150,10 +154,12 @@ class Study:
 
     def __post_init__(self) -> None:
         settings.check({name: getattr(self, name) for name in self.__dataclass_fields__})
-        if callable(self.objective) and self.objective not in self.metrics:
-            object.__setattr__(self, "metrics", (*self.metrics, self.objective))
-        if self.trained_here:  # another loop names its metrics as it likes
-            object.__setattr__(self, "objective", metrics.full_name(self.objective))
+        given = each(self.objective)
+        own = [one for one in given if callable(one) and one not in self.metrics]
+        object.__setattr__(self, "metrics", (*self.metrics, *own))
+        # Another loop names its metrics as it likes.
+        names = tuple(map(metrics.full_name, given)) if self.trained_here else given
+        object.__setattr__(self, "objective", names if len(names) > 1 else names[0])
 
     def __repr__(self) -> str:
         # Without the fields: the store's URL may hold a password.
@@ -173,11 +179,14 @@ class Study:
             raise StudyError(f"unknown setting: {error}") from error
 
     @property
-    def maximizes(self) -> bool:
-        """Whether a higher objective is better."""
-        if self.direction is not None:
-            return self.direction == "maximize"
-        return metrics.maximizes(self.objective)
+    def objectives(self) -> tuple[str, ...]:
+        """The metrics that decide, by name; mostly one."""
+        return each(self.objective)
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """What each objective is to do: minimize or maximize."""
+        return directions(self.objectives, self.direction)
 
     @property
     def url(self) -> str:
@@ -241,6 +250,7 @@ class Study:
 
     def task(self, kinds: Mapping[str, Sequence[str]], block: int = 0) -> Task:
         """Return what the trainers train in a block."""
+        first, *rest = self.objectives
         return Task(
             self.model,
             self.data.block(block) if self.data is not None else None,
@@ -255,18 +265,19 @@ class Study:
             self.lr_schedule,
             self.recalibrate,
             [name for name in self.terms if name != NO_TERM],
-            metrics=metrics.asked_for(self.objective, self.metrics) if self.trained_here else (),
+            metrics=metrics.asked_for(first, (*rest, *self.metrics)) if self.trained_here else (),
         )
 
     def definition(self) -> dict[str, Any]:
         """Return what makes two studies the same, as JSON values."""
-        function = metrics.function_of(self.objective, self.metrics)
+        own = [metrics.function_of(name, self.metrics) for name in self.objectives]
+        functions = [one and qualified(one) for one in own]
         return {
             "model": fingerprint(self.built),
             "data": self.data.digest() if self.data is not None else None,
             "space": self.space.to_json(),
-            "objective": self.objective,
-            "direction": "maximize" if self.maximizes else "minimize",
+            "objective": one_or_all(self.objectives),
+            "direction": one_or_all(self.directions),
             "training": {
                 "loss": self.loss if isinstance(self.loss, str) else qualified(self.loss),
                 "train": qualified(self.train) if self.train else None,
@@ -278,7 +289,7 @@ class Study:
                 "momentum": self.momentum,
                 "lr_schedule": self.lr_schedule,
                 **({"recalibrate": True} if self.recalibrate else {}),
-                **({"objective_function": qualified(function)} if function else {}),
+                **({"objective_function": one_or_all(functions)} if any(own) else {}),
                 **({} if isinstance(self.trainer, str) else {"trainer": qualified(self.trainer)}),
             },
             "seed": self.seed,

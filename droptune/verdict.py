@@ -49,6 +49,11 @@ class Rules:
         earlier: how many confirmations of other finalists the study had before. Each halves
             what may be wrong in the next, so all together stay below twice the first's:
             "helps" at most 1 - level, by Bonferroni's inequality with unequal parts.
+        together: how many objectives the study is judged on. Each has its verdict, and an equal
+            part of what may be wrong: then "helps" on any of them is wrong as seldom as on one
+            (Bonferroni; Dunn 1961, https://doi.org/10.1080/01621459.1961.10482090). Holm's
+            procedure would ask less of all but the first; but it has no intervals that go with
+            it, and what it asks at a look depends on which objectives are settled by then.
     """
 
     objective: str
@@ -57,11 +62,12 @@ class Rules:
     level: float = 0.95
     margin: float | None = None
     earlier: int = 0
+    together: int = 1
 
     @property
     def parts(self) -> int:
         """What p-values are multiplied by, and 1 - level divided."""
-        return 2**self.earlier
+        return self.together * 2**self.earlier
 
     @property
     def strict(self) -> float:
@@ -245,7 +251,7 @@ def _check_arms(values: Mapping[str, Sequence[float]], needed: Sequence[str]) ->
 
 
 def _ruled(one: Look, rules: Rules) -> Difference:
-    """Return a look with its interval and p-value, corrected for earlier confirmations."""
+    """Return a look's interval and p-value, corrected for earlier confirmations and objectives."""
     found = difference_of(one, rules.level, rules.planned)
     if found.p_value is None:
         return found
@@ -307,6 +313,7 @@ def _text(
     parts = [" ".join(filter(None, [shown[0], unit, *shown[1:]]))]
     parts += [f"p = {difference.p_value:.2g}", f"{difference.n} paired seeds"]
     parts += [f"confirmation {rules.earlier + 1}"] if rules.earlier else []
+    parts += [f"one of {rules.together} objectives"] if rules.together > 1 else []
     open_ends = _open_ends(found, details, unit) if found.verdict == UNDECIDED else ""
     return f"{found.verdict}: {', '.join(parts)}{failed}{open_ends}"
 

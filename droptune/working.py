@@ -22,7 +22,7 @@ class WorkingCopy:
 
     Args:
         name: of the study: Hyperband deals trials to brackets by name and number.
-        direction: `minimize` or `maximize`.
+        directions: of the objectives, `minimize` or `maximize`.
         sampler: that proposes.
         pruner: that compares.
         trials: as they are stored, by number.
@@ -34,7 +34,7 @@ class WorkingCopy:
     def __init__(
         self,
         name: str,
-        direction: str,
+        directions: Sequence[str],
         sampler: BaseSampler,
         pruner: BasePruner,
         trials: Sequence[FrozenTrial],
@@ -43,7 +43,7 @@ class WorkingCopy:
         self.study = optuna.create_study(
             storage=self._memory,
             study_name=name,
-            direction=direction,
+            directions=list(directions),
             sampler=sampler,
             pruner=pruner,
         )

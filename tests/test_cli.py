@@ -48,6 +48,7 @@ BEST_KEYS = [
     "difference",
     "test",
     "fit",
+    "others",
 ]
 
 
@@ -225,7 +226,7 @@ def test_best_before_a_verdict_is_the_best_trial(store):
 
 def test_studies(store):
     assert [study["name"] for study in data("studies")] == ["mine", EVIL]
-    keys = ["name", "objective", "direction", "trials", "best", "verdict", "created_at"]
+    keys = "name objective direction objectives trials best verdict created_at".split()
     assert list(data("studies")[0]) == keys
     text = run("studies").stdout
     assert "3 complete, 1 failed, 1 waiting" in text
@@ -235,7 +236,7 @@ def test_studies(store):
 def test_trials(store):
     rows = data("trials", "--study", "mine")
     assert [row["value"] for row in rows] == [*VALUES, None]
-    assert list(rows[0]) == ["number", "state", "value", "epochs", "seconds", "plan", "name"]
+    assert list(rows[0]) == "number state value values epochs seconds plan name".split()
     assert [row["number"] for row in data("trials", "--study", "mine", "--limit", 2)] == [3, 4]
     assert "half everywhere" in run("trials", "--study", "mine").stdout
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from droptune import cli
 
 ROOT = Path(__file__).parents[1]
-BEST_KEYS = "study verdict plan objective best control difference test fit".split()
+BEST_KEYS = "study verdict plan objective best control difference test fit others".split()
 DIGITS = """
 import torch
 import droptune as dt

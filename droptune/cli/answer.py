@@ -7,21 +7,28 @@ from typing import Any
 import click
 
 from droptune import __version__
-from droptune.cli.group import json_option, main, store_option, study_option
+from droptune.cli.group import (
+    json_option,
+    main,
+    objective_option,
+    store_option,
+    study_option,
+)
 from droptune.cli.output import open_queries, print_json, print_rows
 from droptune.errors import StudyError
 
 
 @main.command(short_help="The answer of a study: verdict, plan and figures.")
 @study_option
+@objective_option
 @store_option
 @json_option
-def best(name: str, store: str, as_json: bool) -> None:
+def best(name: str, objective: str | None, store: str, as_json: bool) -> None:
     """\b
         droptune best --study mine
 
     The answer of a study: the verdict, the plan to use and the figures behind it. Before
-    there is a verdict it is the best trial so far.
+    there is a verdict it is the best trial so far. Of several objectives each has its answer.
 
     \b
     --json prints
@@ -33,7 +40,8 @@ def best(name: str, store: str, as_json: bool) -> None:
                   its "term", one that was tuned with training its "training": {"lr", ...}
       objective   name of the metric that decides
       best        {"arm", "value", "trial", "search_value"}: the plan's name, its mean over
-                  the fresh seeds, its trial and the value it had there; before a verdict
+                  the fresh seeds, its trial and the value it had there; with several
+                  objectives "others", too, its means in them; before a verdict
                   {"trial", "value"}; or null
       control     the same of no dropout, plain or tuned, whichever decides; or null
       difference  {"mean", "low", "high", "p_value", "blocks", "level", "relative", "search"}
@@ -44,9 +52,10 @@ def best(name: str, store: str, as_json: bool) -> None:
       fit         {"train_loss", "val_loss", "gap", "low", "high", "reading"} of no dropout in
                   eval mode, with the 95 % interval of the gap; the reading is overfits,
                   underfits, fits, no gap or unclear; or null
+      others      {objective: its verdict in a line}, of the other objectives
     """
     with open_queries(store) as queries:
-        row, verdict = queries.best(name), queries.verdict(name)
+        row, verdict = queries.best(name, objective), queries.verdict(name, objective)
     if as_json:
         return print_json(row)
     from droptune.report import tables
@@ -69,8 +78,9 @@ def best(name: str, store: str, as_json: bool) -> None:
     type=click.Choice(["json", "python", "table"]),
     help="python for a file that ends in .py, table for .txt, else json by default.",
 )
+@objective_option
 @store_option
-def export(name: str, output: Path, form: str | None, store: str) -> None:
+def export(name: str, output: Path, form: str | None, objective: str | None, store: str) -> None:
     """\b
         droptune export --study mine -o plan.json
         droptune export --study mine -o dropout.py
@@ -84,7 +94,7 @@ def export(name: str, output: Path, form: str | None, store: str) -> None:
     table   for people
     """
     with open_queries(store) as queries:
-        answer, sites = queries.best(name), queries.study(name)["sites"]
+        answer, sites = queries.best(name, objective), queries.study(name)["sites"]
     if answer["plan"] is None:
         raise StudyError(
             f"study {name!r} has no plan yet, no trial has finished; run `droptune optimize`"

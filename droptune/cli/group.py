@@ -62,6 +62,9 @@ store_option = click.option(
 study_option = click.option(
     "--study", "name", metavar="NAME", required=True, help="The study; `studies` lists them."
 )
+objective_option = click.option(
+    "--objective", metavar="NAME", help="Of several objectives the one to answer for: the first."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 
 

@@ -18,6 +18,8 @@ def studies(store: str, as_json: bool) -> None:
     \b
     --json prints a list with, for each study,
       name, objective, direction, created_at (UTC)
+      objectives  {name: direction}; of several the first is objective and direction above,
+               and what best and verdict are about
       trials   how many are complete, pruned, failed, running and waiting
       best     best value of a complete trial, or null
       verdict  helps, no benefit, hurts, undecided, or null
@@ -41,6 +43,7 @@ def trials(name: str, limit: int | None, store: str, as_json: bool) -> None:
     \b
     --json prints a list with, for each trial,
       number, value (null unless complete), epochs
+      values   {objective: value}, or null; value is that of the first
       state    complete, pruned, failed, running or waiting
       seconds  time it trained
       plan     as in `droptune best`
@@ -67,12 +70,13 @@ def show(name: str, number: int | None, importance: bool, store: str, as_json: b
     --json prints the keys of `droptune studies` and
       definition, environment, sites
       verdict  all columns of the latest verdict, or null
+      verdicts {objective: the same of that objective}
     or, with --trial, the keys of `droptune trials` and
       params   parameters of the search space
       curve    list of {"epoch", "train_loss", "metrics"}
       message  why it failed, or null
       seed, clock (the block's epoch at which it entered), trainer, device
-    or, with --importance,
+    or, with --importance, of the first objective,
       parameters  {name: share}, which add up to 1 (PED-ANOVA), the most important first
       places   {site, role or "all sites": share}, the same summed
       trials   complete trials behind it

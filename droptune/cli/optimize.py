@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, help="Seed of everything that is random.")
 @click.option(
     "--objective",
-    metavar="NAME",
+    metavar="NAMES",
+    callback=lambda context, option, value: (
+        [n.strip() for n in value.split(",")] if value and "," in value else value
+    ),
     help="The metric that decides: val_loss, accuracy, balanced_accuracy, f1, auroc, r2, rmse or "
-    "calibration_error; or one that the study's own loop yields.",
+    "calibration_error; or one that the study's own loop yields. Several, separated by commas, "
+    "have a verdict each.",
 )
 @click.option("--sampler", metavar="NAME", help="tpe, gp, cmaes, qmc, random, grid or autodropout.")
 @click.option("--strategy", metavar="NAME", help="search, or pbt: population-based training.")
@@ -112,4 +116,9 @@ def _next(study: "Study") -> str:
     if study.url != (os.environ.get("DROPTUNE_STORE") or STORE):
         about += f" --store {shlex.quote(hide(study.url))}"
     about = visible(about)  # a name may hold anything
-    return f"\nnext:\n  droptune best {about}\n  droptune export {about} -o plan.json"
+    others = [
+        f"\n  droptune best {about} --objective {shlex.quote(visible(name))}"
+        for name in study.objectives[1:]
+    ]
+    best = "".join([f"droptune best {about}", *others])
+    return f"\nnext:\n  {best}\n  droptune export {about} -o plan.json"

@@ -14,6 +14,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from droptune.ranking import front
 from droptune.report.facts import AS_GIVEN, CONTROL, TUNED, Facts
 from droptune.report.text import number, plan_line, visible
 
@@ -206,15 +207,46 @@ def history(facts: Facts) -> go.Figure | None:
     return figure
 
 
-def _add_group(figure: go.Figure, name: str, rows: Sequence[Row], marker: dict) -> None:
+def trade_off(facts: Facts, other: str) -> go.Figure | None:
+    """Return the trials by two objectives, those of the front apart.
+
+    The front is that of all objectives, so of more than two some of its trials may look beaten.
+    """
+    directions = facts.study["objectives"]
+    found = [t for t in facts.trials if t["state"] == "complete" and t["values"]]
+    done = [t for t in found if None not in (t["values"].get(name) for name in directions)]
+    if not done:
+        return None
+    best = front(
+        [[t["values"][name] for name in directions] for t in done], list(directions.values())
+    )
+    groups = {"Pareto front": set(best), "other trials": {*range(len(done))} - {*best}}
+    figure = _figure(_name(facts.named(facts.objective)), _name(facts.named(other)))
+    for (group, chosen), colour in zip(groups.items(), (VERMILION, BLUE), strict=True):
+        if rows := [done[i] for i in sorted(chosen)]:
+            marker = {"color": colour, "size": 8}
+            x, y = ([t["values"][name] for t in rows] for name in (facts.objective, other))
+            _add_group(figure, group, rows, marker, (x, y))
+    return figure
+
+
+def _add_group(
+    figure: go.Figure,
+    name: str,
+    rows: Sequence[Row],
+    marker: dict,
+    at: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> None:
+    """Add trials as points at x and y; None: their value by number."""
     # A text is drawn as HTML, and a template's braces are filled in: neither may come from
     # a name in the store.
     hover = [
         _name(f"trial {t['number']} {t['name'] or ''}: {plan_line(t['plan'])}", 120) for t in rows
     ]
+    x, y = at or ([t["number"] for t in rows], [t["value"] for t in rows])
     figure.add_scatter(
-        x=[t["number"] for t in rows],
-        y=[t["value"] for t in rows],
+        x=x,
+        y=y,
         mode="markers+text",
         name=name,
         marker=marker,

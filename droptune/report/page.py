@@ -72,8 +72,9 @@ def _head(facts: Facts) -> str:
     verdict = facts.best["verdict"] or "undecided"
     shown = verdict.replace(" ", "-") if verdict in _SHORT else ""
     counts = [f"{n} {state}" for state, n in facts.study["trials"].items() if n]
+    asked = {facts.objective: facts.direction} | facts.study["objectives"]
     about = [
-        f"{facts.direction} {facts.objective}",
+        ", ".join(f"{direction} {name}" for name, direction in asked.items()),
         f"trials: {', '.join(counts) or 'none'}",
         f"made {facts.study['created_at']}",
     ]
@@ -108,6 +109,7 @@ def _sections(facts: Facts, importance: Row) -> list[str]:
     return [
         _use(facts),
         _figures_in_numbers(facts),
+        *_other_objectives(facts),
         _drawn("Paired differences", figures.differences(facts), *_of_differences(facts)),
         _drawn(f"{metric} over training", figures.curves(facts, metric), bands),
         _drawn("Training loss", figures.curves(facts, "train_loss"), _TRAINING),
@@ -198,6 +200,29 @@ def _figures_in_numbers(facts: Facts) -> str:
     return _section("In numbers", *parts)
 
 
+def _other_objectives(facts: Facts) -> list[str]:
+    """Return the verdicts on the objectives besides the first, and what is to be had of both."""
+    from droptune.report import figures
+
+    others = [name for name in facts.study["objectives"] if name != facts.objective]
+    if not others:
+        return []
+    said = {name: (facts.study["verdicts"].get(name) or {}).get("text") for name in others}
+    rows = [[_text(name), _text(text or "not confirmed yet")] for name, text in said.items()]
+    table = _table("objectives", ["objective", "verdict"], rows)
+    plans = "`droptune best --objective NAME` has the plan for another objective."
+    note = "Complete trials of the search; what is on the front no other trial beats in all."
+    return [
+        _section(
+            "Other objectives", table, _note(f"This page is about {facts.objective}; {plans}")
+        ),
+        *(
+            _drawn(f"{facts.objective} and {name}", figures.trade_off(facts, name), note)
+            for name in others
+        ),
+    ]
+
+
 def _luck(best: Row, control: Row | None) -> str | None:
     """Return what the search alone would have claimed; None where the plan is no dropout."""
     found = [row.get("search_value") for row in (best, control or {})]
@@ -258,12 +283,13 @@ def _confirmation(facts: Facts) -> str:
     if not facts.runs:
         return _section("Runs of the confirmation", _note("None yet."), class_="wide table")
     tests = list(dict.fromkeys(key for run in facts.runs for key in run["test"] or {}))
+    names = list(facts.study["objectives"]) or [facts.objective]
     rows = [
         [
             _number(run["block"]),
             _text(run["arm"]),
             _text(run["state"]),
-            _number((run["metrics"] or {}).get(facts.objective)),
+            *(_number((run["metrics"] or {}).get(name)) for name in names),
             *(_number((run["test"] or {}).get(key)) for key in tests),
             _number(run["epochs"]),
             _text(seconds(run["seconds"])),
@@ -271,7 +297,7 @@ def _confirmation(facts: Facts) -> str:
         ]
         for run in facts.runs[:MOST_ROWS]
     ]
-    heads = [">block", "plan", "state", f">{facts.objective}", *(f">{key}" for key in tests)]
+    heads = [">block", "plan", "state", *(f">{key}" for key in (*names, *tests))]
     heads += [">epochs", ">time", "message"]
     table = _table("runs", heads, rows)
     cut = _cut(len(facts.runs))
@@ -279,11 +305,12 @@ def _confirmation(facts: Facts) -> str:
 
 
 def _trials(facts: Facts) -> str:
+    names = list(facts.study["objectives"]) or [facts.objective]
     rows = [
         [
             _number(trial["number"]),
             _text(trial["state"]),
-            _number(trial["value"]),
+            *(_number((trial["values"] or {}).get(name)) for name in names),
             _number(trial["epochs"]),
             _text(seconds(trial["seconds"])),
             _text(plan_line(trial["plan"])),
@@ -293,7 +320,8 @@ def _trials(facts: Facts) -> str:
     ]
     if not rows:
         return _section("Trials of the search", _note("None yet."), class_="wide table")
-    heads = [">trial", "state", f">{facts.objective}", ">epochs", ">time", "plan", "fixed plan"]
+    heads = [">trial", "state", *(f">{name}" for name in names)]
+    heads += [">epochs", ">time", "plan", "fixed plan"]
     table = _table("trials", heads, rows)
     return _section("Trials of the search", table, *_cut(len(facts.trials)), class_="wide table")
 

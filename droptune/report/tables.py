@@ -126,7 +126,7 @@ def studies(rows: Sequence[Row]) -> RenderableType:
         table.add_row(
             _text(row["name"]),
             _text(_counts(row["trials"])),
-            _text(row["objective"] or NOTHING),
+            _text(", ".join(row["objectives"]) or NOTHING),
             _number(row["best"]),
             _styled(row["verdict"] or NOTHING),
             _text(row["created_at"]),
@@ -136,12 +136,16 @@ def studies(rows: Sequence[Row]) -> RenderableType:
 
 def trials(rows: Sequence[Row]) -> RenderableType:
     """Return a table of trials, as `Queries.trials` returns them."""
-    table = _table(">trial", "state", ">value", ">epochs", ">time", "plan", "fixed plan")
+    names = list(dict.fromkeys(name for row in rows for name in row["values"] or ()))
+    names = names if len(names) > 1 else []
+    heads = [f">{name}" for name in names] or [">value"]
+    table = _table(">trial", "state", *heads, ">epochs", ">time", "plan", "fixed plan")
     for row in rows:
+        values = [(row["values"] or {}).get(name) for name in names] or [row["value"]]
         table.add_row(
             _number(row["number"]),
             _styled(row["state"]),
-            _number(row["value"]),
+            *map(_number, values),
             _number(row["epochs"]),
             _text(seconds(row["seconds"])),
             _text(plan_line(row["plan"])),
@@ -198,6 +202,7 @@ def best(row: Row, text: str | None = None) -> RenderableType:
             )
     if row.get("fit"):
         facts["fit"] = _text(gap.sentence(row["fit"]))
+    facts |= {f"on {name}": _text(said) for name, said in (row.get("others") or {}).items()}
     parts = [heading, _facts(facts), _text(""), plan(row["plan"])]
     if row["best"]:
         parts += [_text(""), _compared(row)]
@@ -246,6 +251,8 @@ def study(row: Row) -> RenderableType:
     }
     facts |= {key: _text(_brief(value)) for key, value in row["definition"].items()}
     facts["environment"] = _text(_brief(row["environment"]))
+    others = (v for v in row["verdicts"].values() if v["objective"] != row["objective"])
+    facts |= {f"on {v['objective']}": _text(v["text"]) for v in others}
     chosen = [plan(verdict["plan"]), _text("")] if verdict.get("plan") else []
     return Group(heading, _facts(facts), _text(""), *chosen, sites(row["sites"]))
 
@@ -257,7 +264,10 @@ def trial(row: Row) -> RenderableType:
         facts["fixed plan"] = _text(row["name"])
     if row["message"]:
         facts["message"] = _text(row["message"])
-    facts |= {key: _number(row[key]) for key in ("value", "epochs", "seed", "clock")}
+    values = row["values"] or {}
+    values = values if len(values) > 1 else {"value": row["value"]}
+    facts |= {key: _number(value) for key, value in values.items()}
+    facts |= {key: _number(row[key]) for key in ("epochs", "seed", "clock")}
     facts["time"] = _text(seconds(row["seconds"]))
     facts |= {key: _text(row[key] or NOTHING) for key in ("trainer", "device")}
     facts |= {f"param {key}": _text(short(value)) for key, value in row["params"].items()}
@@ -328,8 +338,11 @@ def _compared(row: Row) -> RenderableType:
     rows = {"best": row["best"], "no dropout": row["control"]}
     if row["control"] in (None, row["best"]):
         del rows["no dropout"]
+    others = list(row["best"].get("others") or ())
+    rows = {key: {**values, **(values.get("others") or {})} for key, values in rows.items()}
     names = {"value": f">{row['objective']}", "trial": ">trial", "search_value": ">in search"}
-    keys = list(dict.fromkeys(key for values in rows.values() for key in values))
+    names |= {name: f">{name}" for name in others}
+    keys = list(dict.fromkeys(key for values in rows.values() for key in values if key != "others"))
     table = _table("", *(names.get(key, key) for key in keys))
     for name, values in rows.items():
         table.add_row(_text(name), *(_number(values.get(key)) for key in keys))

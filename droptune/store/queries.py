@@ -14,6 +14,27 @@ from droptune.errors import StudyError, nearest
 from droptune.store.helped import helped
 from droptune.store.plain import decoded, plain
 from droptune.store.reader import Reader, open_reader
+from droptune.store.statements import (
+    BEST,
+    CONFIRM_RUNS,
+    CONTROL,
+    CONTROL_METRICS,
+    COUNTS,
+    CURVE,
+    DESIGNS,
+    LATEST,
+    LIVE_EPOCHS,
+    OPTUNA_STUDIES,
+    PARAMS,
+    SEARCH_CURVES,
+    SEARCH_RUNS,
+    SEARCH_SECONDS,
+    SITES,
+    STUDIES,
+    TRIALS,
+    VALUES,
+    VERDICTS,
+)
 
 Row = dict[str, Any]
 
@@ -25,103 +46,6 @@ STATES = {
     "WAITING": "waiting",
 }
 """Optuna's states of a trial, and the words the listings use for them."""
-
-STUDIES = """
-    SELECT d.id, d.name, d.definition, d.environment, d.created_at
-    FROM droptune_study d
-"""
-OPTUNA_STUDIES = """
-    SELECT s.study_name AS name, s.study_id, lower(CAST(d.direction AS VARCHAR)) AS direction
-    FROM studies s JOIN study_directions d ON d.study_id = s.study_id AND d.objective = 0
-"""
-COUNTS = "SELECT study_id, state, count(*) AS n FROM trials {of} GROUP BY study_id, state"
-VERDICT = "SELECT * FROM droptune_verdict WHERE study_id = :study ORDER BY id DESC LIMIT 1"
-VERDICTS = """
-    SELECT study_id, verdict FROM droptune_verdict
-    WHERE id IN (SELECT max(id) FROM droptune_verdict GROUP BY study_id)
-"""
-SITES = """
-    SELECT position, name, role, layout, reach, shape, kind, rate
-    FROM droptune_site WHERE study_id = :study ORDER BY position
-"""
-# A trial that was interrupted and done again has two runs; the latest says how it went. A
-# fixed plan that still waits has none; search keeps its name and plan as user attributes.
-TRIALS = """
-    SELECT t.trial_id, t.number, t.state, v.value, r.id AS run_id, r.arm, r.plan, r.epochs,
-           r.seconds, r.message, r.seed, r.clock, r.trainer, r.device,
-           n.value_json AS fixed_name, p.value_json AS fixed_plan
-    FROM trials t
-    LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
-    LEFT JOIN droptune_run r ON r.id = (
-        SELECT max(id) FROM droptune_run
-        WHERE study_id = :study AND phase = 'search' AND trial_number = t.number)
-    LEFT JOIN trial_user_attributes n ON n.trial_id = t.trial_id AND n.key = 'name'
-    LEFT JOIN trial_user_attributes p ON p.trial_id = t.trial_id AND p.key = 'plan'
-    WHERE t.study_id = :optuna
-"""
-# Chosen before the joins, which for each of 100,000 trials take seconds.
-LATEST = """ AND t.trial_id IN (
-        SELECT trial_id FROM trials WHERE study_id = :optuna ORDER BY number DESC LIMIT {limit})
-"""
-BEST = """ AND t.trial_id IN (
-        SELECT s.trial_id FROM trials s
-        JOIN trial_values w ON w.trial_id = s.trial_id AND w.objective = 0
-        WHERE s.study_id = :optuna AND s.state = 'COMPLETE' AND w.value_type = 'FINITE'
-        ORDER BY w.value {order}, s.number LIMIT 1)
-"""
-CONTROL = """ AND (
-        t.number IN (
-            SELECT trial_number FROM droptune_run
-            WHERE study_id = :study AND phase = 'search' AND arm = 'no dropout')
-        OR t.trial_id IN (
-            SELECT trial_id FROM trial_user_attributes
-            WHERE key = 'name' AND value_json = '"no dropout"'))
-    AND (r.arm = 'no dropout' OR n.value_json = '"no dropout"')"""
-LIVE_EPOCHS = """
-    SELECT r.id AS run_id, count(*) AS epochs
-    FROM droptune_run r JOIN droptune_curve c ON c.run_id = r.id
-    WHERE r.study_id = :study AND r.state = 'running' GROUP BY r.id
-"""
-PARAMS = """
-    SELECT param_name, param_value, distribution_json
-    FROM trial_params WHERE trial_id = :trial ORDER BY param_id
-"""
-CURVE = "SELECT epoch, train_loss, metrics FROM droptune_curve WHERE run_id = :run ORDER BY epoch"
-CONFIRM_RUNS = """
-    SELECT r.id, r.arm, r.block, r.seed, r.state, r.plan, r.test, r.epochs, r.seconds,
-           r.message, c.metrics
-    FROM droptune_run r
-    LEFT JOIN droptune_curve c ON c.run_id = r.id AND c.epoch = (
-        SELECT max(epoch) FROM droptune_curve WHERE run_id = r.id)
-    WHERE r.study_id = :study AND r.phase = 'confirm' AND r.state IN ('complete', 'failed')
-    ORDER BY r.block, r.id
-"""
-SEARCH_RUNS = """
-    SELECT r.trial_number, r.state, r.message, c.metrics
-    FROM droptune_run r
-    LEFT JOIN droptune_curve c ON c.run_id = r.id AND c.epoch = r.epochs
-    WHERE r.study_id = :study AND r.phase = 'search' AND r.state IN ('complete', 'failed')
-    ORDER BY r.id
-"""
-CONTROL_METRICS = """
-    SELECT c.metrics
-    FROM droptune_run r JOIN droptune_curve c ON c.run_id = r.id AND c.epoch = r.epochs
-    WHERE r.study_id = :study AND r.phase = 'search' AND r.arm = 'no dropout'
-      AND r.state = 'complete'
-    ORDER BY r.id
-"""
-SEARCH_CURVES = """
-    SELECT r.trial_number, c.metrics
-    FROM droptune_run r JOIN droptune_curve c ON c.run_id = r.id
-    WHERE r.study_id = :study AND r.phase = 'search' AND r.state = 'complete'
-    ORDER BY r.id, c.epoch
-"""
-SEARCH_SECONDS = """
-    SELECT sum(seconds) AS seconds FROM droptune_run WHERE study_id = :study AND phase = 'search'
-"""
-DESIGNS = """
-    SELECT design FROM droptune_confirmation WHERE study_id = :study ORDER BY round
-"""
 
 
 class Queries:
@@ -155,12 +79,14 @@ class Queries:
         """Return a row for each study, oldest first.
 
         Returns:
-            name, objective, direction, trials (a count for each state), best (the best value
-            of a complete trial, or None), verdict (or None) and created_at.
+            name, objective, direction, objectives (name -> direction), trials (a count for
+            each state), best (the best value of a complete trial, or None), verdict (or None)
+            and created_at. Of several objectives objective, direction, best and verdict are
+            the first one's.
         """
         optuna = {row["name"]: row for row in self._optuna(OPTUNA_STUDIES)}
         counts = self._counts()
-        verdicts = {row["study_id"]: row["verdict"] for row in self._rows(VERDICTS)}
+        verdicts = {(row["study_id"], row["objective"]): row for row in self._rows(VERDICTS)}
         return [
             self._summary(study, optuna.get(study["name"]), counts, verdicts)
             for study in self._rows(STUDIES + " ORDER BY d.id")
@@ -170,7 +96,8 @@ class Queries:
         """Return the trials of a study by number; with `limit`, the latest ones only.
 
         Returns:
-            number, state, value, epochs, seconds, plan, and name (of a fixed plan, or None).
+            number, state, value (of the first objective), values (objective -> value, or
+            None), epochs, seconds, plan, and name (of a fixed plan, or None).
 
         Raises:
             StudyError: there is no such study.
@@ -180,9 +107,11 @@ class Queries:
             return []
         latest = "" if limit is None else LATEST.format(limit=max(0, int(limit)))
         tail = f"{latest} ORDER BY t.number DESC"
-        rows = self._rows(TRIALS + tail, study=study["id"], optuna=optuna["study_id"])
+        own = {"optuna": optuna["study_id"]}
+        rows = self._rows(TRIALS + tail, study=study["id"], objective=0, **own)
+        values = self._values(study, rows, latest, own)
         live = self._live_epochs(study)
-        return [_trial(row, live) for row in reversed(rows)]
+        return [_trial(row, live, values) for row in reversed(rows)]
 
     def trial(self, name: str, number: int) -> Row:
         """Return one trial as in `trials`, with more of it.
@@ -195,14 +124,14 @@ class Queries:
             StudyError: there is no such study or trial.
         """
         study, optuna = self._find(name)
-        keys = {"study": study["id"], "optuna": optuna["study_id"] if optuna else None}
-        only = TRIALS + " AND t.number = :number"
-        rows = self._rows(only, number=number, **keys) if optuna else []
+        own = {"optuna": optuna["study_id"] if optuna else None, "number": number}
+        only = " AND t.number = :number"
+        rows = self._rows(TRIALS + only, study=study["id"], objective=0, **own) if optuna else []
         if not rows:
             raise StudyError(f"study {name!r} has no trial {number}{self._numbers(optuna)}")
         more = ("message", "seed", "clock", "trainer", "device")
         return {
-            **_trial(rows[0], self._live_epochs(study)),
+            **_trial(rows[0], self._live_epochs(study), self._values(study, rows, only, own)),
             "params": self._params(rows[0]["trial_id"]),
             "curve": self._rows(CURVE, run=rows[0]["run_id"]),
             **{key: rows[0][key] for key in more},
@@ -212,7 +141,8 @@ class Queries:
         """Return one study as in `studies`, with more of it.
 
         Returns:
-            also definition, environment, sites in call order, and verdict as in `verdict`.
+            also definition, environment, sites in call order, verdict as in `verdict`, and
+            verdicts: objective -> verdict as there, of each that has one.
 
         Raises:
             StudyError: there is no such study.
@@ -223,38 +153,40 @@ class Queries:
             "definition": study["definition"],
             "environment": study["environment"],
             "sites": self._rows(SITES, study=study["id"]),
-            "verdict": self._verdict(study),
+            "verdict": self._verdict(study, None),
+            "verdicts": self._verdicts(study),
         }
 
     def helped(self) -> list[Row]:
         """Return the studies where dropout helped, see `droptune.store.helped`."""
         return helped(self._reader)
 
-    def verdict(self, name: str) -> Row | None:
-        """Return the latest verdict of a study, all columns of it, or None.
+    def verdict(self, name: str, objective: str | None = None) -> Row | None:
+        """Return the latest verdict of a study on an objective, all columns of it, or None.
 
         Raises:
-            StudyError: there is no such study.
+            StudyError: there is no such study, or it has no such objective.
         """
-        return self._verdict(self._find(name)[0])
+        return self._verdict(self._find(name)[0], objective)
 
-    def best(self, name: str) -> Row:
-        """Return the answer of a study.
+    def best(self, name: str, objective: str | None = None) -> Row:
+        """Return the answer of a study on an objective; None: the first, or only, one.
 
         Returns:
             study, verdict, plan, objective, best, control, difference (mean, low, high,
-            p_value, blocks, level, relative and search, or None), test, and fit (see
-            `droptune.gap.fit`). Before there is a verdict it is `undecided`: plan is that of
-            the best trial so far, best and control (the trial with no dropout) are a trial
-            number and a value or None, difference and test are None.
+            p_value, blocks, level, relative and search, or None), test, fit (see
+            `droptune.gap.fit`), and others (objective -> its verdict in a line). Before there
+            is a verdict it is `undecided`: plan is that of the best trial so far, best and
+            control (the trial with no dropout) are a trial number and a value or None,
+            difference and test are None.
 
         Raises:
-            StudyError: there is no such study.
+            StudyError: there is no such study, or it has no such objective.
         """
         study, optuna = self._find(name)
-        verdict = self._verdict(study)
+        verdict = self._verdict(study, objective)
         if verdict is None:
-            return self._best_so_far(study, optuna)
+            return self._best_so_far(study, optuna, _asked(study, objective))
         parts = ("low", "high", "p_value", "blocks", "level")
         details = verdict["details"] or {}
         more = {key: details.get(key) for key in ("relative", "search")}
@@ -262,12 +194,14 @@ class Queries:
         same = {key: verdict[key] for key in ("verdict", "plan", "objective", "best", "control")}
         compared = difference if verdict["difference"] is not None else None
         fits = control_fit(self._reader, study["id"])
+        rows = self._verdicts(study).items() if len(_objectives(study)) > 1 else ()
         return {
             "study": name,
             **same,
             "difference": compared,
             "test": verdict["test"],
             "fit": fits,
+            "others": {key: row["text"] for key, row in rows if key != verdict["objective"]},
         }
 
     def confirm_runs(self, name: str) -> list[Row]:
@@ -286,40 +220,50 @@ class Queries:
         """
         return designs(self._reader, self._find(name)[0]["id"])
 
-    def _best_so_far(self, study: Row, optuna: Row | None) -> Row:
-        best = self._best_trial(study, optuna)
-        control = self._best_trial(study, optuna, CONTROL)
+    def _best_so_far(self, study: Row, optuna: Row | None, objective: str | None) -> Row:
+        best = self._best_trial(study, optuna, objective=objective)
+        control = self._best_trial(study, optuna, CONTROL, objective)
         return {
             "study": study["name"],
             "verdict": "undecided",
             "plan": best["plan"] if best else None,
-            "objective": study["definition"].get("objective"),
+            "objective": objective,
             "best": {"trial": best["number"], "value": best["value"]} if best else None,
             "control": {"trial": control["number"], "value": control["value"]} if control else None,
             "difference": None,
             "test": None,
             "fit": control_fit(self._reader, study["id"]),
+            "others": {},
         }
 
-    def _best_trial(self, study: Row, optuna: Row | None, only: str = "") -> Row | None:
+    def _best_trial(
+        self, study: Row, optuna: Row | None, only: str = "", objective: str | None = None
+    ) -> Row | None:
         if optuna is None:
             return None
-        order = "DESC" if optuna["direction"] == "maximize" else "ASC"
+        names = list(_objectives(study))
+        at = names.index(objective) if objective in names else 0
+        direction = _objectives(study)[objective] if at else optuna["direction"]
+        order = "DESC" if direction == "maximize" else "ASC"
         finite = " AND t.state = 'COMPLETE' AND v.value_type = 'FINITE'"
         only = only or BEST.format(order=order)
         tail = f"{finite}{only} ORDER BY v.value {order}, t.number LIMIT 1"
-        rows = self._rows(TRIALS + tail, study=study["id"], optuna=optuna["study_id"])
+        keys = {"study": study["id"], "optuna": optuna["study_id"], "objective": at}
+        rows = self._rows(TRIALS + tail, **keys)
         return rows[0] if rows else None
 
     def _summary(self, study: Row, optuna: Row | None, counts: Row, verdicts: Row) -> Row:
-        best = self._best_trial(study, optuna)
+        best, objectives = self._best_trial(study, optuna), _objectives(study)
+        first = _asked(study, None)
+        verdict = verdicts.get((study["id"], first))
         return {
             "name": study["name"],
-            "objective": study["definition"].get("objective"),
-            "direction": optuna["direction"] if optuna else study["definition"].get("direction"),
+            "objective": first,
+            "direction": optuna["direction"] if optuna else objectives.get(first),
+            "objectives": objectives,
             "trials": counts.get(optuna["study_id"] if optuna else None, _no_trials()),
             "best": best["value"] if best else None,
-            "verdict": verdicts.get(study["id"]),
+            "verdict": verdict and verdict["verdict"],
             "created_at": study["created_at"],
         }
 
@@ -333,11 +277,30 @@ class Queries:
         rows = self._optuna(OPTUNA_STUDIES + " WHERE s.study_name = :name", name=name)
         return found[0], rows[0] if rows else None
 
-    def _verdict(self, study: Row) -> Row | None:
-        rows = self._rows(VERDICT, study=study["id"])
-        if not rows:
-            return None
-        return {key: value for key, value in rows[0].items() if key not in ("id", "study_id")}
+    def _verdict(self, study: Row, objective: str | None) -> Row | None:
+        return self._verdicts(study).get(_asked(study, objective))
+
+    def _verdicts(self, study: Row) -> dict[str, Row]:
+        """Return objective -> its latest verdict."""
+        rows = self._rows(f"{VERDICTS} AND study_id = :study ORDER BY id", study=study["id"])
+        hidden = ("id", "study_id")
+        return {
+            row["objective"]: {key: value for key, value in row.items() if key not in hidden}
+            for row in rows
+        }
+
+    def _values(self, study: Row, rows: list[Row], only: str, own: Row) -> dict[int, Row]:
+        """Return trial id -> objective -> value; of a single one it stands in the rows."""
+        names = list(_objectives(study))
+        if len(names) > 1:
+            rows = self._rows(f"{VALUES}{only} ORDER BY v.objective", **own)
+        else:
+            rows = [row | {"objective": 0} for row in rows if row["value"] is not None]
+        values: dict[int, Row] = {}
+        for row in rows:
+            if row["objective"] < len(names):
+                values.setdefault(row["trial_id"], {})[names[row["objective"]]] = row["value"]
+        return values
 
     def _counts(self, optuna: Row | None = None) -> dict[int, Row]:
         """Return study id -> how many trials are in which state; of one study, or of all."""
@@ -402,7 +365,32 @@ def control_fit(reader: Reader, study_id: int) -> Row | None:
     return gap.fit(rows[0]["metrics"]) if rows else None
 
 
-def _trial(row: Row, live: dict[int, int]) -> Row:
+def _objectives(study: Row) -> dict[str, str | None]:
+    """Return objective -> direction of a study, the first one first."""
+    names, directions = (study["definition"].get(key) for key in ("objective", "direction"))
+    if isinstance(names, str):
+        return {names: directions}
+    return dict(zip(names or (), directions or (), strict=False))
+
+
+def _asked(study: Row, objective: str | None) -> str | None:
+    """Return an objective of a study by its full name; None: the first one.
+
+    Raises:
+        StudyError: it is another study's.
+    """
+    names = list(_objectives(study))
+    if objective is None:
+        return names[0] if names else None
+    for name in (objective, f"val_{objective}"):
+        if name in names:
+            return name
+    raise StudyError(
+        f"study {study['name']!r} has no objective {objective!r}; it has {', '.join(names)}"
+    )
+
+
+def _trial(row: Row, live: dict[int, int], values: dict[int, Row]) -> Row:
     epochs = row["epochs"] if row["epochs"] is not None else live.get(row["run_id"])
     fixed = row["fixed_plan"] and decoded("plan", row["fixed_plan"])
     named = row["fixed_name"] and decoded("name", row["fixed_name"])
@@ -410,6 +398,7 @@ def _trial(row: Row, live: dict[int, int]) -> Row:
         "number": row["number"],
         "state": STATES[row["state"]],
         "value": row["value"],
+        "values": values.get(row["trial_id"]),
         "epochs": epochs,
         "seconds": row["seconds"],
         "plan": row["plan"] if row["plan"] is not None else fixed,

@@ -140,7 +140,7 @@ class ConfirmationRow(Base):
 
 
 class VerdictRow(Base):
-    """A verdict: the winner against no dropout, paired over blocks; the latest counts."""
+    """A verdict: the winner against no dropout, paired over blocks; of an objective the latest."""
 
     __tablename__ = "droptune_verdict"
 

@@ -344,13 +344,13 @@ class Store:
         """Store a verdict; keys are the columns of `droptune_verdict`."""
         numbers = {key: finite(verdict[key]) for key in FLOATS if key in verdict}
         values = {**verdict, **numbers, "study_id": study_id, "created_at": now()}
-        self._insert_once(VerdictRow, values, "study_id", "created_at")
+        self._insert_once(VerdictRow, values, "study_id", "objective", "created_at")
 
-    def verdict(self, study_id: int) -> dict[str, Any] | None:
-        """Return the latest verdict of a study, or None."""
+    def verdict(self, study_id: int, objective: str) -> dict[str, Any] | None:
+        """Return the latest verdict of a study on an objective, or None."""
         query = (
             select(VerdictRow.__table__)
-            .where(VerdictRow.study_id == study_id)
+            .where(VerdictRow.study_id == study_id, VerdictRow.objective == objective)
             .order_by(VerdictRow.id.desc())
             .limit(1)
         )

@@ -50,6 +50,7 @@ TRIAL = {
     "number": 3,
     "state": "complete",
     "value": 0.5,
+    "values": {"val_loss": 0.5},
     "epochs": 2,
     "seconds": 1.25,
     "plan": PLAN,
@@ -154,6 +155,7 @@ def test_studies_show_the_counts_that_are_not_zero():
     row = {
         "name": "mine",
         "objective": "val_loss",
+        "objectives": {"val_loss": "minimize"},
         "trials": counts,
         "best": 0.25,
         "verdict": None,
@@ -239,6 +241,7 @@ def test_a_study_with_a_verdict_shows_its_plan_as_bars():
         "environment": {},
         "sites": [],
         "verdict": {"verdict": "helps", "plan": PLAN},
+        "verdicts": {},
     }
     assert row_of(shown(tables.study(row)), "0 ") == "0 standard 0.25 █████ constant"
 
@@ -258,6 +261,7 @@ def test_a_study_shows_its_definition_and_sites():
         "environment": {"torch": "2"},
         "sites": [],
         "verdict": None,
+        "verdicts": {},
     }
     text = shown(tables.study(row))
     assert text.startswith("undecided\n")
@@ -273,11 +277,17 @@ def everything_evil() -> list:
     site = dict.fromkeys(("name", "role", "layout", "reach", "kind"), EVIL)
     study = {"name": EVIL, "objective": EVIL, "trials": {EVIL: 1}, "verdict": EVIL, "best": EVIL}
     study |= {"created_at": EVIL, "definition": {EVIL: EVIL, "x": {EVIL: EVIL}}}
+    study |= {
+        "objectives": {EVIL: EVIL},
+        "verdicts": {EVIL: {"objective": f"x{EVIL}", "text": EVIL}},
+    }
     study |= {"environment": EVIL, "sites": [{**site, "shape": [EVIL], "rate": EVIL}]}
     trial = {**TRIAL, "plan": sites, "params": {EVIL: EVIL}, "device": EVIL}
     trial |= dict.fromkeys(("name", "state", "message", "trainer"), EVIL)
+    trial["values"] = {EVIL: EVIL, "x": 1.0}
     trial["curve"] = [{"epoch": 1, "train_loss": EVIL, "metrics": {EVIL: EVIL}}]
     best = {**BEST, "study": EVIL, "objective": EVIL, "plan": sites, "best": {EVIL: EVIL}}
+    best["best"]["others"] = best["others"] = {EVIL: EVIL}
     best["test"] = {EVIL: {"best": EVIL}}
     return [
         tables.studies([study]),

@@ -79,6 +79,7 @@ def test_studies_have_counts_and_the_best_value(queries):
         "name": "mine",
         "objective": "val_loss",
         "direction": "minimize",
+        "objectives": {"val_loss": "minimize"},
         "trials": {"complete": 3, "pruned": 0, "failed": 1, "running": 1, "waiting": 1},
         "best": 0.25,
         "verdict": None,
@@ -146,6 +147,7 @@ def test_best_before_a_verdict_is_the_best_trial_so_far_and_undecided(queries, e
         "difference": None,
         "test": None,
         "fit": None,
+        "others": {},
     }
 
 
@@ -171,6 +173,7 @@ def test_best_is_the_verdict_once_there_is_one(queries, where, examples):
         },
         "test": {"best": 0.41},
         "fit": None,
+        "others": {},
     }
     assert queries.verdict("mine")["text"] == VERDICT["text"]
     assert queries.studies()[0]["verdict"] == queries.study("mine")["verdict"]["verdict"] == "helps"

@@ -172,15 +172,17 @@ class StoreContract:
         assert runs[0]["plan"] == examples.plan(0.1)
 
     def test_the_latest_verdict_counts(self, store, study_id, examples):
-        assert store.verdict(study_id) is None
+        assert store.verdict(study_id, "val_loss") is None
         words = {"text": "helps: ...", "objective": "val_loss", "direction": "minimize"}
         verdict = {**words, "plan": examples.plan(0.2), "blocks": 8, "details": {"arms": [1, 2]}}
         store.save_verdict(study_id, {**verdict, "verdict": "undecided", "low": float("nan")})
         store.save_verdict(study_id, {**verdict, "verdict": "helps", "difference": -0.5})
-        latest = store.verdict(study_id)
+        store.save_verdict(study_id, {**verdict, "verdict": "hurts", "objective": "val_f1"})
+        latest = store.verdict(study_id, "val_loss")
         assert (latest["verdict"], latest["difference"], latest["low"]) == ("helps", -0.5, None)
         assert latest["plan"] == examples.plan(0.2)
         assert latest["details"] == {"arms": [1, 2]}
+        assert store.verdict(study_id, "val_f1")["verdict"] == "hurts"
 
     def test_designs_come_back_in_the_order_of_their_rounds(self, store, study_id, url):
         assert store.designs(study_id) == []

@@ -306,6 +306,13 @@ class Folds(Data):
         """Return the data of a block: fold `number` mod k."""
         return Data(**self._split_into(number), name=self.name)
 
+    def remarks(self) -> list[str]:
+        """Return what is to be known of the first fold of which there is something to say."""
+        for number in range(self.blocks):
+            if said := self.block(number).remarks():
+                return [f"fold {number}: {line}" for line in said]
+        return []
+
     @cached_property
     def _digest(self) -> str:
         digests = [self.block(number).digest() for number in range(self.blocks)]

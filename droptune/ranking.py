@@ -1,15 +1,14 @@
 """Which of the complete trials are the best; with several objectives, the Pareto front.
 
-Part of search.py, the only module that imports this one; what is on the front, Optuna says.
+Part of search.py, the only module that imports this one.
 """
 
 from collections.abc import Collection, Sequence
 
 import numpy as np
-import optuna
 
+from droptune.front import front
 from droptune.plan import Plan
-from droptune.quiet import quiet
 
 #: Number, plan and values of a complete trial, one value for each objective.
 Result = tuple[int, Plan, Sequence[float]]
@@ -64,22 +63,6 @@ def finalists(
     rest = [one for plan, one in first.items() if plan not in exclude]
     chosen = [rest[i] for i in spread([values for *_, values in rest], directions, k)]
     return [(number, plan, values[objective]) for number, plan, values in chosen]
-
-
-def front(values: Sequence[Sequence[float]], directions: Sequence[str]) -> list[int]:
-    """Return which results no other one beats in an objective without losing in another.
-
-    Args:
-        values: n results of the objectives, finite.
-        directions: of the objectives, `minimize` or `maximize`.
-
-    Returns:
-        Positions in `values`, rising; equal results are all on the front or not.
-    """
-    with quiet():
-        study = optuna.create_study(directions=list(directions))
-        study.add_trials([optuna.trial.create_trial(values=list(one)) for one in values])
-        return sorted(trial.number for trial in study.best_trials)
 
 
 def spread(values: Sequence[Sequence[float]], directions: Sequence[str], k: int) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from droptune.ranking import front
+from droptune.front import front
 from droptune.report.facts import AS_GIVEN, CONTROL, TUNED, Facts
 from droptune.report.text import number, plan_line, visible
 

@@ -7,8 +7,9 @@ import optuna
 import pytest
 
 from droptune.errors import StudyError
+from droptune.front import front
 from droptune.plan import Plan
-from droptune.ranking import front, spread
+from droptune.ranking import spread
 from tests.search.tiny import TinySpace, rate, storage, stored
 
 BOTH = ("minimize", "maximize")

@@ -114,7 +114,7 @@ class Search:
         prepare_engine: Callable[[Any], object] | None = None,
         patience: int = 0,
     ) -> None:
-        self._directions = (direction,) if isinstance(direction, str) else tuple(direction)
+        self._directions = (direction,) if isinstance(direction, str) else tuple(direction or ())
         check_names(sampler, pruner, len(self._directions))
         check_numbers(self._directions, seed, epochs, rungs)
         self._name, self._space = name, space

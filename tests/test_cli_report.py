@@ -159,7 +159,12 @@ def test_it_says_its_address_and_ends_on_ctrl_c(url):
     words = ["-c", "from droptune.cli import main; main()", "dashboard", "--port", "0"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "DROPTUNE_STORE": url}
     process = subprocess.Popen(
-        [sys.executable, *words], env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, *words],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that run in the background of a shell have Ctrl-C switched off.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         said = process.stderr.readline()

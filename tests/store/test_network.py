@@ -24,7 +24,7 @@ gpfs0 /gpfs gpfs rw 0 0
 auto /auto autofs rw 0 0
 server:/auto /auto nfs rw 0 0
 tmpfs /tmp tmpfs rw 0 0
-overlay /work overlay rw 0 0
+overlay /layer overlay rw 0 0
 short line
 """
 
@@ -45,7 +45,7 @@ short line
         ("/gpfs/x.db", "gpfs"),
         ("/auto/x.db", "nfs"),  # mounted over the first, when it was looked at
         ("/tmp/x.db", None),
-        ("/work/../home/x.db", "nfs4"),
+        ("/layer/../home/x.db", "nfs4"),
     ],
 )
 def test_the_drive_of_a_path(path, drive):

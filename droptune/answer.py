@@ -7,10 +7,9 @@ objectives each has its own answer.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from statistics import fmean
 from typing import Any
 
-from droptune.design import Outcome, final
+from droptune.design import Outcome, final, mean_of
 from droptune.pairs import Difference
 from droptune.plan import Plan
 from droptune.space import AS_GIVEN, CONTROL
@@ -141,10 +140,10 @@ def confirmed(
 
     def described(arm: str) -> dict[str, Any]:
         one = design.arms[arm]
-        mean = _mean(values[arm])
+        mean = mean_of(values[arm])
         row = {"arm": arm, "value": mean, "trial": one.trial, "search_value": one.value}
         ended = [outcome.runs.get((block, one.plan)) for block in outcome.blocks]
-        beside = {name: _mean([final(run, name) for run in ended]) for name in others}
+        beside = {name: mean_of([final(run, name) for run in ended]) for name in others}
         return row | ({"others": beside} if others else {})
 
     return Result(
@@ -168,11 +167,6 @@ def _with_ahead(verdict: Verdict, outcome: Outcome) -> Verdict:
     return replace(verdict, text=text, details=verdict.details | {"ahead": entry})
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    finite = [value for value in values if math.isfinite(value)]
-    return fmean(finite) if finite else None
-
-
 def _test(outcome: Outcome, winner: str) -> dict[str, Any] | None:
     """Return the means on the test split of winner and control, and their difference.
 
@@ -191,7 +185,10 @@ def _test(outcome: Outcome, winner: str) -> dict[str, Any] | None:
             arm: [math.nan if s.get(name) is None else s[name] for s in scores]
             for arm, scores in tests.items()
         }
-        entry: dict[str, Any] = {"best": _mean(columns[winner]), "control": _mean(columns[control])}
+        entry: dict[str, Any] = {
+            "best": mean_of(columns[winner]),
+            "control": mean_of(columns[control]),
+        }
         if winner != control:
             difference = ruled_difference(columns[winner], columns[control], design.rules)
             entry["difference"] = _difference(difference)

@@ -197,7 +197,7 @@ class Outcome:
         (an intersection-union test: Berger 1982, https://doi.org/10.1080/00401706.1982.10487790).
         """
         values, rules = self.values, self.design.rules
-        found = {name: _mean(values[name]) for name in CONTROLS if name in values}
+        found = {name: mean_of(values[name]) for name in CONTROLS if name in values}
         means = {name: math.inf if m is None else -rules.sign * m for name, m in found.items()}
         better, *_ = ordered = sorted(means, key=means.__getitem__)
         if len(ordered) == 1:
@@ -233,7 +233,7 @@ class Outcome:
         roles = _roles(self.control)
         verdict = decide(self.values, design.rules, self.chosen, **roles, unit=unit)
         means = {
-            name: _mean(design.values(name, design.selection_blocks, self.runs))
+            name: mean_of(design.values(name, design.selection_blocks, self.runs))
             for name in design.arms
         }
         selection = {
@@ -286,6 +286,7 @@ def final(run: Mapping[str, Any] | None, objective: str) -> float:
     return math.nan if value is None else value
 
 
-def _mean(values: Iterable[float]) -> float | None:
+def mean_of(values: Iterable[float]) -> float | None:
+    """Return the mean of the values that are finite; None without one."""
     finite = [value for value in values if math.isfinite(value)]
     return fmean(finite) if finite else None

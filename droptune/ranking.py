@@ -50,13 +50,11 @@ def finalists(
     exclude: Collection[Plan] = (),
     objective: int = 0,
 ) -> list[tuple[int, Plan, float]]:
-    """Return number, plan and value of the trials to confirm; arguments as of `ranked`.
+    """Return number, plan and value of the trials to confirm with several objectives.
 
-    With several objectives they are those of the front of the plans that are not excluded, see
+    Arguments as of `ranked`. They are those of the front of the plans that are not excluded, see
     `spread`: the same for each objective, whose position says which values are returned.
     """
-    if len(directions) == 1:
-        return ranked(results, directions, k, exclude)
     first: dict[Plan, Result] = {}
     for one in results:
         first.setdefault(one[1], one)

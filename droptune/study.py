@@ -209,13 +209,14 @@ class Study:
         """Return the model's sites, in call order."""
         return find_sites(self.built, self.batch)
 
+    @cached_property
     def fixed(self) -> tuple[Fixed, ...]:
-        """Return the modules whose noise no plan reaches, with the reason."""
+        """The modules whose noise no plan reaches, with the reason."""
         return find_fixed(self.built, self.batch)
 
     def remarks(self) -> list[str]:
         """Return what is to be known of model and data: dropout in eval mode, noise, copies."""
-        leaking, fixed = find_leaks(self.built, self.batch), self.fixed()
+        leaking, fixed = find_leaks(self.built, self.batch), self.fixed
         said = leaks_line(leaking) if leaking else None, fixed_line(fixed) if fixed else None
         of_data = self.data.remarks() if self.data is not None else []
         return [*of_data, *(line for line in said if line is not None)]

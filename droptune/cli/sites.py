@@ -34,7 +34,7 @@ def sites(target: str, as_json: bool) -> None:
     with stdout_for_data(as_json):
         study = load_study(target, {})
         found, remarks = study.sites(), study.remarks()
-        rows = [place.described() for place in (*found, *study.fixed())]
+        rows = [place.described() for place in (*found, *study.fixed)]
         trains = study.trains() if found else "in no way that droptune can change"
     for remark in remarks:
         click.echo(remark, err=True)

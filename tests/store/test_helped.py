@@ -21,7 +21,7 @@ class Counting:
         self._reader.close()
 
 
-def judged(store: Store, examples, name: str, *verdicts: str) -> None:
+def judged(store: Store, examples, name: str, *verdicts: str, objective: str = "val_loss") -> None:
     study = examples.new_study(store, name)
     for rate, verdict in enumerate(verdicts, 1):
         row = dict.fromkeys(("best", "control", "difference", "low", "high", "p_value", "test"))
@@ -31,7 +31,7 @@ def judged(store: Store, examples, name: str, *verdicts: str) -> None:
             "plan": examples.plan(rate / 10),
             "details": {},
         }
-        row |= {"objective": "val_loss", "direction": "minimize", "blocks": 3, "level": 0.95}
+        row |= {"objective": objective, "direction": "minimize", "blocks": 3, "level": 0.95}
         store.save_verdict(study, row)
 
 
@@ -63,3 +63,11 @@ def test_many_studies_take_no_more_statements_than_one(url, examples):
     with Queries(url, counting) as queries:
         assert len(queries.helped()) == 30
         assert counting.asked == 2
+
+
+def test_what_helps_another_objective_than_the_first_is_left_out(url, examples):
+    with Store(url) as store:
+        judged(store, examples, "other", "helps", objective="val_accuracy")
+        judged(store, examples, "first", "helps")
+    with Queries(url) as queries:
+        assert [row["name"] for row in queries.helped()] == ["first"]

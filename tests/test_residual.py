@@ -103,16 +103,17 @@ def test_a_shortcut_of_several_layers_or_as_deep_as_the_branch_is_none():
         assert names(model, x) == []
 
 
-def test_a_recurrent_net_by_hand_has_no_branches():
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_recurrent_net_by_hand_has_no_branches(shared):
     class ByHand(nn.Module):
         def __init__(self):
             super().__init__()
-            self.w, self.u = nn.Linear(6, 6), nn.Linear(6, 6)
+            self.w, self.u = nn.ModuleList(nn.Linear(6, 6) for _ in range(5)), nn.Linear(6, 6)
 
         def forward(self, x):
-            h = torch.tanh(self.w(x[:, 0]))
+            h = torch.tanh(self.w[0](x[:, 0]))
             for t in range(1, x.shape[1]):
-                h = torch.tanh(self.w(x[:, t]) + self.u(h))
+                h = torch.tanh(self.w[0 if shared else t](x[:, t]) + self.u(h))
             return h
 
     assert names(ByHand()) == []

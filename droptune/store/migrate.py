@@ -6,7 +6,8 @@ is at is one SELECT, and what this droptune knows is the names of the scripts.
 
 import sqlite3
 import threading
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,7 +128,7 @@ def upgrade(engine: "Engine", revision: str = "head") -> Upgrade:
             require_current(before, url)
         target = head() if revision == "head" else revision
         backup = _copy_aside(engine, before) if before not in (None, target) else None
-        with engine.begin() as connection:
+        with _changing(engine) as connection:
             lock_tables(connection)
             _alembic("upgrade", connection, target)
             return Upgrade(before, _revision(connection), backup)
@@ -150,7 +151,7 @@ def upgrade_url(url: str) -> Upgrade:
 
 def downgrade(engine: "Engine", revision: str) -> None:
     """Take the database back to `revision`; `base` removes droptune's tables."""
-    with _ONE_AT_A_TIME, engine.begin() as connection:
+    with _ONE_AT_A_TIME, _changing(engine) as connection:
         _alembic("downgrade", connection, revision)
 
 
@@ -185,6 +186,26 @@ def _revision(connection: "Connection") -> str | None:
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
     return connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
+
+
+@contextmanager
+def _changing(engine: "Engine") -> "Iterator[Connection]":
+    """Yield a connection in a transaction in which a table may be made anew.
+
+    SQLite would delete what refers to a table when that is dropped, unless it is told not to
+    follow references, which has to be before the transaction (https://sqlite.org/foreignkeys.html).
+    """
+    with engine.connect() as connection:
+        sqlite = engine.dialect.name == "sqlite"
+        own = connection.connection.driver_connection
+        if sqlite:
+            own.execute("PRAGMA foreign_keys = OFF")
+        try:
+            with connection.begin():
+                yield connection
+        finally:
+            if sqlite:
+                own.execute("PRAGMA foreign_keys = ON")
 
 
 def _alembic(verb: str, connection: "Connection", revision: str) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy import (
     MetaData,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -52,6 +53,19 @@ def _study_key(**options: Any) -> Any:
     return mapped_column(ForeignKey("droptune_study.id", ondelete="CASCADE"), **options)
 
 
+def _one_running(name: str, columns: str, phase: str) -> Index:
+    """Return the index that lets one run of the same thing run at a time."""
+    running = text(f"state = 'running' AND phase = '{phase}'")
+    return Index(
+        f"uq_droptune_run_running_{name}",
+        "study_id",
+        *columns.split(", "),
+        unique=True,
+        sqlite_where=running,
+        postgresql_where=running,
+    )
+
+
 class StudyRow(Base):
     """A study: what it tunes and where it was made; its trials are in Optuna's tables."""
 
@@ -81,16 +95,65 @@ class SiteRow(Base):
     rate: Mapped[float | None]
 
 
+class WorkerRow(Base):
+    """A process that works on studies; `seen_at` is its last sign of life, by the database's clock.
+
+    `place` names the machine, and the part of it, in which its process id means something.
+    """
+
+    __tablename__ = "droptune_worker"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int | None] = mapped_column(
+        ForeignKey("droptune_study.id", ondelete="SET NULL")
+    )
+    host: Mapped[str]
+    place: Mapped[str]
+    pid: Mapped[int]
+    device: Mapped[str]
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    doing: Mapped[dict[str, Any] | None]
+
+
+class SubmissionRow(Base):
+    """A study that waits for workers: where its definition is, and what overrides it."""
+
+    __tablename__ = "droptune_submission"
+    __table_args__ = (
+        CheckConstraint("state IN ('queued', 'done', 'failed', 'withdrawn')", name="state"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    target: Mapped[str]
+    options: Mapped[dict[str, Any]]
+    submitted_at: Mapped[datetime] = mapped_column(default=now)
+    state: Mapped[str]
+    message: Mapped[str | None] = mapped_column(Text)
+
+
 class RunRow(Base):
-    """One training of one plan in one block; `clock` is the block's epoch at its entry."""
+    """One training of one plan in one block; `clock` is the block's epoch at its entry.
+
+    A run is also a claim: of a trial, or of a plan in a block of confirmation, one runs at a
+    time, and its id is the token without which a worker can write nothing more of it. `stale`
+    is one whose worker died, `interrupted` one that its worker handed back.
+    """
 
     __tablename__ = "droptune_run"
     __table_args__ = (
         CheckConstraint("phase IN ('search', 'confirm')", name="phase"),
         CheckConstraint(
-            "state IN ('running', 'complete', 'pruned', 'failed', 'interrupted')", name="state"
+            "state IN ('running', 'complete', 'pruned', 'failed', 'interrupted', 'stale')",
+            name="state",
         ),
         Index(None, "study_id", "phase", "trial_number"),
+        Index(None, "study_id", "phase", "arm"),
+        Index(None, "study_id", "state"),
+        _one_running("trial", "trial_number", "search"),
+        _one_running("arm", "block, arm", "confirm"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -111,6 +174,10 @@ class RunRow(Base):
     seconds: Mapped[float | None]
     epochs: Mapped[int | None]
     test: Mapped[dict[str, Any] | None]
+    worker_id: Mapped[int | None] = mapped_column(
+        ForeignKey("droptune_worker.id", ondelete="SET NULL")
+    )
+    checkpoint: Mapped[dict[str, Any] | None]
 
 
 class CurveRow(Base):

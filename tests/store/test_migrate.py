@@ -121,7 +121,7 @@ def test_up_down_and_up_again(engine):
     assert migrate.current(engine) is None
     assert str(migrate.upgrade(engine)) == f"schema none -> {migrate.head()}"
     tables = ours(engine)
-    assert len(tables) == 7
+    assert len(tables) == 9
     migrate.downgrade(engine, "base")
     assert ours(engine) == {"droptune_version"}
     migrate.upgrade(engine)

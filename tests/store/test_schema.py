@@ -15,7 +15,7 @@ def holds_bytes(column) -> bool:
 
 
 def test_every_table_has_the_prefix():
-    assert len(Base.metadata.tables) == 6
+    assert len(Base.metadata.tables) == 8
     assert all(name.startswith("droptune_") for name in Base.metadata.tables)
 
 
@@ -36,6 +36,9 @@ def test_everything_with_parts_is_json():
         "droptune_site.shape",
         "droptune_run.plan",
         "droptune_run.test",
+        "droptune_run.checkpoint",
+        "droptune_worker.doing",
+        "droptune_submission.options",
         "droptune_curve.metrics",
         "droptune_confirmation.design",
         "droptune_verdict.plan",

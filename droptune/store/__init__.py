@@ -7,6 +7,9 @@
     schema.py   the tables
     migrate.py  creates and upgrades the tables by the scripts of `alembic/`
     store.py    `Store`, which writes
+    lock.py     what a study's workers do one after the other
+    workers.py  `Workers`: who works, who is dead, and what they left
+    claims.py   `Claims`: who trains what
     reader.py   a read-only connection; of SQLite without SQLAlchemy, for a fast start
     queries.py  `Queries`, the read models of the listings
     drawn.py    `Drawn`, which also reads what a report draws
@@ -18,13 +21,15 @@ needs it is used: `Queries` on a SQLite file never loads SQLAlchemy.
 from importlib import import_module
 
 _HOMES = {
+    "Claims": "claims",
     "Queries": "queries",
     "Store": "store",
+    "Workers": "workers",
     "driver_url": "url",
     "hide": "url",
     "prepare_engine": "engine",
 }
-__all__ = ["Queries", "Store", "driver_url", "hide", "prepare_engine"]
+__all__ = ["Claims", "Queries", "Store", "Workers", "driver_url", "hide", "prepare_engine"]
 
 
 def __getattr__(name: str) -> object:

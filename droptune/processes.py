@@ -24,7 +24,7 @@ def place() -> str:
 
 
 def exists(pid: int) -> bool:
-    """Tell whether a process of this place exists and has not ended; True where that cannot be told."""
+    """Tell whether a process of this place exists and has not ended; True if unknown."""
     if os.name != "posix":  # a signal of 0 ends a process on Windows
         return True
     try:

@@ -44,12 +44,27 @@ class Claims:
         )
         return self._store.rows(query)
 
+    def keep(self, runs: Iterable[int], name: str | None) -> None:
+        """Store under which name the states of runs are kept; None: they are not."""
+        value = None if name is None else {"name": name}
+        chosen = update(RunRow).where(RunRow.id.in_(list(runs)))
+        self._store.execute(chosen.values(checkpoint=value))
+
+    def last_arms(self, block: int) -> list[dict[str, Any]]:
+        """Return the last confirmation run of each arm of a block, as `last_runs` does."""
+        newest = (
+            select(func.max(RunRow.id))
+            .where(self._theirs, RunRow.phase == "confirm", RunRow.block == block)
+            .group_by(RunRow.arm)
+        )
+        return self._store.rows(_with_metrics().where(RunRow.id.in_(newest)))
+
     def last_runs(self, numbers: Collection[int]) -> list[dict[str, Any]]:
         """Return the last search run of each of these trials.
 
         Returns:
-            id, trial_number, state, message, checkpoint, and metrics (of the last epoch, None
-            if there is none).
+            id, trial_number, arm, plan, state, message, slot, clock, checkpoint ({"name": ...} or
+            None), and metrics (of the last epoch, None if there is none).
         """
         if not numbers:
             return []
@@ -93,5 +108,6 @@ def _with_metrics() -> Any:
         .where(CurveRow.run_id == RunRow.id, CurveRow.epoch == last)
         .scalar_subquery()
     )
-    columns = ("id", "trial_number", "state", "message", "checkpoint")
+    columns = ("id", "trial_number", "arm", "plan", "state", "message", "slot", "clock")
+    columns += ("checkpoint",)
     return select(*(_RUN.c[name] for name in columns), metrics.label("metrics"))

@@ -25,7 +25,6 @@ from droptune.store.queries import (
     control_fit,
     designs,
     search_curves,
-    search_runs,
     search_seconds,
 )
 from droptune.store.reader import EngineReader
@@ -261,11 +260,13 @@ class Store:
         if values:
             self.execute(self._insert_curve, values)
 
-    def copy_curve(self, source: int, run: int) -> None:
-        """Give a run the epochs that another has trained so far."""
+    def copy_curve(self, source: int, run: int, epochs: int | None = None) -> None:
+        """Give a run the first epochs that another has trained; None: all so far."""
         curve = CurveRow.__table__
         columns = [column for column in curve.columns if column.name != "run_id"]
         rows = select(literal(run), *columns).where(curve.c.run_id == source)
+        if epochs is not None:
+            rows = rows.where(curve.c.epoch <= epochs)
         names = ["run_id", *(column.name for column in columns)]
         self.execute(insert(CurveRow).from_select(names, rows))
 
@@ -307,14 +308,6 @@ class Store:
             epochs, seconds, message, and metrics (of its last epoch, None when it has none).
         """
         return self._read(confirm_runs, study_id)
-
-    def search_runs(self, study_id: int) -> list[dict[str, Any]]:
-        """Return the search runs that are complete or failed, oldest first.
-
-        Returns:
-            trial_number, state, message and metrics (of the last epoch) of each.
-        """
-        return self._read(search_runs, study_id)
 
     def control_fit(self, study_id: int) -> dict[str, Any] | None:
         """Return how no dropout fitted in the search, see `droptune.gap.fit`, or None."""

@@ -134,7 +134,7 @@ class Search(Trials):
         Whoever asks, or begins a trial, does so right after it and keeps the others out from
         before it on: the number of the next trial is then known, and the budget is not passed.
         """
-        changed = self._record.changed(self._copy.trials())
+        changed = self._record.changed()
         with quiet():
             for trial in changed:
                 self._copy.take(trial)

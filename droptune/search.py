@@ -193,7 +193,7 @@ class Search(Trials):
     def orphans(self, live: Collection[int] = ()) -> list[int]:
         """Return the running trials that are neither of this search nor live, by number."""
         taken = self._mine.union(live)
-        running = (t.number for t in self._copy.trials() if t.state == TrialState.RUNNING)
+        running = (trial.number for trial in self.open(TrialState.RUNNING))
         return [number for number in running if number not in taken]
 
     def adopt(self, number: int) -> Asked:
@@ -349,20 +349,19 @@ class Search(Trials):
 
     def _give(self) -> None:
         """Give the next trial the parameters that the space does not leave to the sampler."""
-        trials = self._copy.trials()
-        given = self._space.given(len(trials))
-        if given and not any(trial.state == TrialState.WAITING for trial in trials):
+        given = self._space.given(len(self._record))
+        if given and not self.open(TrialState.WAITING):
             self._copy.study.enqueue_trial(given)
 
     def _exhausted(self) -> bool:
         """Tell whether the sampler is a grid with no point left, and no trial is in line."""
         if not isinstance(self._sampler, Grid):
             return False
-        return not self._copy.waiting() and not self._sampler.left(self._copy.trials())
+        return not self.open(TrialState.WAITING) and not self._sampler.left(self._copy.trials())
 
     def _impatient(self) -> bool:
         """Tell whether more trials are not worth it, and no trial is in line."""
-        ahead = None if self._copy.waiting() else self.outlook()
+        ahead = None if self.open(TrialState.WAITING) else self.outlook()
         return ahead is not None and ahead.over
 
     def _values(self, number: int, value: float | Sequence[float]) -> list[float]:

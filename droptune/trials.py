@@ -3,6 +3,7 @@
 Part of search.py, which adds asking and telling.
 """
 
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,39 @@ class Counts:
     waiting: int
 
 
+class _Known:
+    """The trials by how far they are. Those that have ended, which change no more, are read once.
+
+    Args:
+        trials: returns them, by number.
+
+    Attributes:
+        open: that have not ended, by number.
+        complete: by number.
+        ended: state -> how many ended in it.
+    """
+
+    def __init__(self, trials: Callable[[], Sequence[FrozenTrial]]) -> None:
+        self._trials, self._seen = trials, 0
+        self.open: list[FrozenTrial] = []
+        self.complete: list[FrozenTrial] = []
+        self.ended: Counter[TrialState] = Counter()
+
+    def look(self) -> "_Known":
+        """Take in what has changed; return this."""
+        trials = self._trials()
+        now = [trials[one.number] for one in self.open] + list(trials[self._seen :])
+        self.open, self._seen = [], len(trials)
+        for trial in now:
+            if not trial.state.is_finished():
+                self.open.append(trial)
+                continue
+            self.ended[trial.state] += 1
+            if trial.state == TrialState.COMPLETE:
+                insort(self.complete, trial, key=lambda one: one.number)
+        return self
+
+
 class Trials:
     """The trials of one study.
 
@@ -58,6 +92,7 @@ class Trials:
         patience: int,
     ) -> None:
         self._trials, self._suggest = trials, suggest
+        self._known = _Known(trials)
         self._parameters, self._directions = parameters, directions
         self._patience = Patience(patience)
         self._plans: dict[int, Plan] = {}
@@ -72,14 +107,23 @@ class Trials:
 
     def counts(self) -> Counts:
         """Return the number of trials by state."""
-        states = Counter(trial.state for trial in self._trials())
+        known = self._known.look()
+        states = known.ended + Counter(trial.state for trial in known.open)
         order = (*STATES.values(), TrialState.RUNNING, TrialState.WAITING)
         return Counts(*(states[state] for state in order))
 
+    def open(self, state: TrialState) -> list[FrozenTrial]:
+        """Return the trials that are running, or that wait, by number."""
+        return [trial for trial in self._known.look().open if trial.state == state]
+
     def best(self, objective: int = 0) -> Tried | None:
         """Return number, plan and value of the best complete trial in an objective, or None."""
-        best = self.ranked(1, objective=objective)
-        return best[0] if best else None
+        sign = 1 if self._directions[objective] == "minimize" else -1
+        complete = self._complete()
+        if not complete:
+            return None
+        best = min(complete, key=lambda one: sign * one.values[objective])
+        return best.number, self._plan(best), best.values[objective]
 
     def ranked(self, k: int, exclude: Collection[Plan] = (), objective: int = 0) -> list[Tried]:
         """Return up to `k` best complete trials with different plans, see `ranking.ranked`."""
@@ -123,7 +167,7 @@ class Trials:
         return [(trial.number, self._plan(trial), trial.values) for trial in self._complete()]
 
     def _complete(self) -> list[FrozenTrial]:
-        return [trial for trial in self._trials() if trial.state == TrialState.COMPLETE]
+        return self._known.look().complete
 
     def outlook(self) -> Outlook | None:
         """Return what the next trials are expected to gain; None: no patience, or too early.
@@ -131,7 +175,7 @@ class Trials:
         A function of the complete trials alone, so that a study which patience has ended is
         still ended when it is opened again.
         """
-        return self._patience.outlook(self._parameters, self._told())
+        return self._patience.outlook(self._parameters, len(self._complete()), self._told)
 
     def _told(self) -> list[tuple[dict[str, Any], float, bool]]:
         """Return parameters, value to be made small, and whether the sampler chose the plan."""

@@ -117,9 +117,5 @@ class WorkingCopy:
         """Return one trial."""
         return self._memory.get_trial(self._trial_id(number))
 
-    def waiting(self) -> bool:
-        """Tell whether a trial is in line."""
-        return any(trial.state == TrialState.WAITING for trial in self.trials())
-
     def _trial_id(self, number: int) -> int:
         return self._memory.get_trial_id_from_study_id_trial_number(self._id, number)

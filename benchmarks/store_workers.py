@@ -48,9 +48,19 @@ def outcome(plan: Plan, seed: int, epoch: int) -> dict[str, float]:
     return {"val_loss": sum((rate - 0.3) ** 2 for rate in rates) + 0.1 * (2 - len(rates))}
 
 
-def study(url: str, sampler: str, trainer: Any, trials: int) -> Study:
+@dataclass(frozen=True)
+class Job:
+    """What the workers do: on which database and study, with which sampler, how many at once."""
+
+    url: str
+    study: str
+    sampler: str
+    width: int
+
+
+def study(url: str, name: str, sampler: str, trainer: Any, trials: int) -> Study:
     return Study(
-        "load",
+        name,
         model=build,
         example=torch.zeros(2, 64),
         trainer=trainer,
@@ -118,30 +128,30 @@ class Instant(TableTrainer):
         return scores
 
 
-def ours(url: str, sampler: str, watch: Watch) -> list[float]:
+def ours(job: Job, watch: Watch) -> list[float]:
     """Work on the study until time is up; return the seconds from trial to trial."""
 
     @wraps(outcome, updated=())  # all open the study with the trainer that it was made with
     def make(task: Task, slots: int | None, device: torch.device) -> Instant:
         return Instant(task, watch)
 
-    here = study(url, sampler, make, FOREVER)
+    here = study(job.url, job.study, job.sampler, make, FOREVER)
     with suppress(KeyboardInterrupt):
         here.optimize(progress=SilentProgress())
     return watch.took()
 
 
-def plain(url: str, sampler: str, watch: Watch) -> list[float]:
+def plain(job: Job, watch: Watch) -> list[float]:
     """Do the same with plain Optuna."""
     made = {
         "random": optuna.samplers.RandomSampler,
         "tpe": partial(optuna.samplers.TPESampler, multivariate=True, constant_liar=True),
-    }[sampler]
-    space = study(url, sampler, TableTrainer.of(outcome), FOREVER).space
+    }[job.sampler]
+    space = study(job.url, job.study, job.sampler, TableTrainer.of(outcome), FOREVER).space
     # As ours: 32 writers do not get through in SQLite's five seconds.
-    waits = {"connect_args": {"timeout": 30}} if url.startswith("sqlite") else {}
-    storage = optuna.storages.RDBStorage(driver_url(url), engine_kwargs=waits)
-    there = optuna.load_study(study_name="plain", storage=storage, sampler=made())
+    waits = {"connect_args": {"timeout": 30}} if job.url.startswith("sqlite") else {}
+    storage = optuna.storages.RDBStorage(driver_url(job.url), engine_kwargs=waits)
+    there = optuna.load_study(study_name=f"{job.study} plain", storage=storage, sampler=made())
 
     def objective(trial: optuna.Trial) -> float:
         plan = space.suggest(trial)
@@ -155,25 +165,25 @@ def plain(url: str, sampler: str, watch: Watch) -> list[float]:
     return watch.took()
 
 
-def rows(url: str, width: int, watch: Watch) -> list[float]:
-    """Store epochs of `width` members until time is up; return the seconds that each took."""
+def rows(job: Job, watch: Watch) -> list[float]:
+    """Store epochs of `job.width` members until time is up; return the seconds of each."""
     task = SimpleNamespace(kinds={}, terms=())  # of a plan without dropout
-    with Store(url) as store:
+    with Store(job.url) as store:
         members = Members(
             store,
-            store.study("rows")["id"],
+            store.study(job.study)["id"],
             phase="search",
             objectives=["val_loss"],
             epochs=FOREVER,
-            make_trainer=lambda most, block: TableTrainer(task, outcome, width),
+            make_trainer=lambda most, block: TableTrainer(task, outcome, job.width),
             folds=1,
-            most=width,
+            most=job.width,
             keeping=None,
             clockwork=Clockwork(),
             say=print,
         )
         members.begin(seed=0, block=0)
-        for _ in range(width):
+        for _ in range(job.width):
             members.enter(Plan.none(), "trial")
         members.start()
         watch.begins()
@@ -188,38 +198,39 @@ def rows(url: str, width: int, watch: Watch) -> list[float]:
     return watch.took()
 
 
-Work = Callable[[str, Any, Watch], list[float]]
+Work = Callable[[Job, Watch], list[float]]
 
 
-def prepare(url: str) -> None:
-    """Make the studies that the workers open."""
-    study(url, "random", TableTrainer.of(outcome), 1).optimize(progress=SilentProgress())
-    with Store(url) as store:
-        if store.study("rows") is None:
-            store.create_study("rows", {"objective": "val_loss"}, {}, [])
+def prepare(url: str, name: str) -> None:
+    """Make the studies that the workers open: `name` with the sampler, or "rows", behind it."""
     storage = optuna.storages.RDBStorage(driver_url(url))
-    optuna.create_study(study_name="plain", storage=storage, load_if_exists=True)
+    for sampler in ("random", "tpe"):
+        first = study(url, f"{name} {sampler}", sampler, TableTrainer.of(outcome), 1)
+        first.optimize(progress=SilentProgress())
+        optuna.create_study(study_name=f"{name} {sampler} plain", storage=storage)
     storage.remove_session()
     storage.engine.dispose()
+    with Store(url) as store:
+        store.create_study(f"{name} rows", {"objective": "val_loss"}, {}, [])
 
 
-def together(work: Work, url: str, how: Any, workers: int, seconds: float) -> list[float]:
+def together(work: Work, job: Job, workers: int, seconds: float) -> list[float]:
     """Return what each step took of so many processes that work at the same time, in seconds.
 
     Raises:
-        RuntimeError: one of them failed.
+        RuntimeError: some of them failed.
     """
-    # Forked, so that torch is imported once; nothing here has started threads yet.
+    # Forked, so that torch is imported once.
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(workers), context.Queue()
-    ends = [
-        context.Process(target=_worker, args=(work, url, how, Watch(barrier, seconds), results))
+    processes = [
+        context.Process(target=_worker, args=(work, job, Watch(barrier, seconds), results))
         for _ in range(workers)
     ]
-    for process in ends:
+    for process in processes:
         process.start()
-    answers = [results.get(timeout=2 * PATIENCE) for _ in ends]
-    for process in ends:
+    answers = [results.get(timeout=2 * PATIENCE) for _ in processes]
+    for process in processes:
         process.join()
     failed = [answer for answer in answers if isinstance(answer, str)]
     if failed:
@@ -227,10 +238,10 @@ def together(work: Work, url: str, how: Any, workers: int, seconds: float) -> li
     return [second for answer in answers for second in answer]
 
 
-def _worker(work: Work, url: str, how: Any, watch: Watch, results: Any) -> None:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+def _worker(work: Work, job: Job, watch: Watch, results: Any) -> None:
+    torch.set_num_threads(1)
     try:
-        results.put(work(url, how, watch))
+        results.put(work(job, watch))
     except BaseException as error:
         watch.together.abort()  # the others need not wait
         results.put(f"{type(error).__name__}: {error}")

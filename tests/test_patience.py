@@ -1,5 +1,7 @@
 """droptune/patience.py: what more trials are expected to gain."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution

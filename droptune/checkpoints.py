@@ -320,7 +320,7 @@ def _explained(place: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise StoreError(f"checkpoint {str(place)!r} {_cause(error)}") from error
-    except (TypeError, ValueError, KeyError, RecursionError) as error:
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise StoreError(
             f"checkpoint {str(place)!r} cannot hold what the trainer saves "
             f"({type(error).__name__}: {_line(error)}); let its save() return dense tensors, and "

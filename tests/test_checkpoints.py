@@ -274,11 +274,43 @@ def test_what_links_point_to_is_not_written(kept, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("mine")
     place = filled(kept)
-    for name in ("000003.json", "000003.safetensors"):
-        (place / f".{name}.part").symlink_to(victim)
     (place / "000003.json").symlink_to(victim)
+    for name in ("000004.json", "000004.safetensors"):
+        (place / f".{name}.part").symlink_to(victim)
     kept.save("w1", saved(9.0), {"epoch": 9.0})
     assert value(kept) == 9.0 and victim.read_text() == "mine"
+
+
+def test_what_a_dead_writer_left_is_removed(kept):
+    place = filled(kept)
+    for name in (".tmpXYZ", ".000003.json.part", "000003.safetensors"):
+        (place / name).write_text("half")
+    assert value(kept) == 2.0
+    kept.save("w1", saved(4.0), {"epoch": 4.0})
+    names = sorted(path.name for path in place.iterdir())
+    assert names == [f"00000{n}.{e}" for n in (2, 4) for e in ("json", "safetensors")]
+
+
+def test_each_file_is_on_the_disk_before_it_has_its_name(kept, monkeypatch):
+    done, sync, rename = [], os.fsync, Path.replace
+
+    def synced(descriptor):
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        sync(descriptor)
+
+    def renamed(path, target):
+        done.append(f"{path.name} -> {target.name}")
+        return rename(path, target)
+
+    filled(kept, 1)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    kept.save("w1", saved(), {})
+    assert done == [
+        step
+        for name in ("000002.safetensors", "000002.json")
+        for step in (f".{name}.part", f".{name}.part -> {name}", "w1")
+    ]
 
 
 def test_the_folder_itself_may_be_a_link_that_the_user_made(tmp_path):

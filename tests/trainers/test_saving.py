@@ -302,6 +302,18 @@ def test_one_trainer_goes_on_with_what_the_other_saved(make_task, trainers, opti
             assert row == pytest.approx(twin, rel=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("build", [SerialTrainer, FusedTrainer])
+@pytest.mark.parametrize("devices", [("cuda", "cpu"), ("cpu", "cuda")])
+def test_members_go_on_on_another_device(make_task, build, devices):
+    first, second = (build(make_task(), 2, device) for device in devices)
+    curves(begun(first, {0: NONE, 1: NONE}), 2)
+    second.restore(through_a_file(first.save()))
+    for row, twin in zip(curves(second, 2)[1], curves(first, 2)[1], strict=True):
+        assert row == pytest.approx(twin, rel=1e-3)
+
+
 @pytest.mark.parametrize(("counts", "can"), [(1, False), (0, True)])
 def test_a_model_that_counts_in_an_attribute_is_not_saved(make_task, mlp, counts, can):
     class Counting(nn.Module):

@@ -3,10 +3,14 @@
     url.py      database URLs and what can go wrong with a database, in words
     engine.py   SQLAlchemy engines, set up the way droptune needs them
     server.py   what a database server needs besides: limits on waiting, lost connections
+    folder.py   where checkpoints are kept
     network.py  is a file on a network drive, where SQLite must not be used?
     schema.py   the tables
     migrate.py  creates and upgrades the tables by the scripts of `alembic/`
     store.py    `Store`, which writes
+    lock.py     what a study's workers do one after the other
+    workers.py  `Workers`: who works, who is dead, and what they left
+    claims.py   `Claims`: who trains what
     reader.py   a read-only connection; of SQLite without SQLAlchemy, for a fast start
     queries.py  `Queries`, the read models of the listings
     drawn.py    `Drawn`, which also reads what a report draws
@@ -18,13 +22,25 @@ needs it is used: `Queries` on a SQLite file never loads SQLAlchemy.
 from importlib import import_module
 
 _HOMES = {
+    "Claims": "claims",
     "Queries": "queries",
     "Store": "store",
+    "Workers": "workers",
+    "default_folder": "folder",
     "driver_url": "url",
     "hide": "url",
     "prepare_engine": "engine",
 }
-__all__ = ["Queries", "Store", "driver_url", "hide", "prepare_engine"]
+__all__ = [
+    "Claims",
+    "Queries",
+    "Store",
+    "Workers",
+    "default_folder",
+    "driver_url",
+    "hide",
+    "prepare_engine",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -11,7 +11,7 @@ from droptune.plan import Plan
 from droptune.search import Asked
 from droptune.space import CONTROL
 from droptune.store import Claims, Store
-from droptune.trainers import Scores, Trainer, is_out_of_memory, saved_by
+from droptune.trainers import Scores, Trainer, is_out_of_memory, restore_into, saved_by
 from droptune.watch import Clockwork
 
 #: At most so many slots (None: as suits), block -> a trainer.
@@ -335,7 +335,7 @@ class Members:
             return {}
         try:
             with self._clockwork("training"):
-                self._trainer.restore(found[0])
+                restore_into(self._trainer, found[0])
         except DroptuneError as error:  # this trainer has fewer slots
             self._say(str(error))
             self._trainer.begin(self._seed)

@@ -18,6 +18,7 @@ from droptune.trainers import (
     TableTrainer,
     Trainer,
     part_of,
+    restore_into,
     saved_by,
 )
 from tests.trainers.test_contract import HEAVY, LIGHT, NONE, ON_GPU, begun, curves
@@ -363,6 +364,19 @@ def test_a_trainer_of_the_users_own_may_save_or_not():
         saved_by(Own(ZeroDivisionError("by zero\nagain")))
     with pytest.raises(DroptuneError, match="ours"):
         saved_by(Own(TrainingError("ours")))
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room\nleft"), ValueError("no room")])
+def test_a_trainer_of_the_users_own_that_fails_to_restore_says_so_in_one_line(error):
+    class Own:
+        def restore(self, saved):
+            raise error
+
+    why = r"restore\(\) raised \w+Error: no room; what was saved starts again$"
+    with pytest.raises(TrainingError, match=why):
+        restore_into(Own(), Saved({}, {}))
+    with pytest.raises(TrainingError, match="has no attribute 'restore'"):
+        restore_into(object(), Saved({}, {}))
 
 
 def test_a_part_names_members_that_were_saved_each_with_a_slot_of_its_own(make_task):

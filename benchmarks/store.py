@@ -122,7 +122,7 @@ def listings(urls: dict[str, str], args: argparse.Namespace) -> dict[str, dict[s
         for state in ("no statistics", "analysed"):
             if state == "analysed":
                 analyze(url)
-            rows = {what: [read(url, what) for _ in range(args.rounds)] for what in READS}
+            rows = {what: [read(url, what) for _ in range(args.reads)] for what in READS}
             taken[f"{name}, {state}"] = rows
     return taken
 
@@ -250,7 +250,8 @@ def report(found: dict) -> str:
         "",
         f"{run['date']}; {run['hardware']}, shared with other work: load {run['load before']:.1f} "
         f"before, {run['load after']:.1f} after; Python {run['python']}, {packages}. "
-        f"`{run['command']}`. Median (5 % to 95 %) of {run['rounds']} rounds.",
+        f"`{run['command']}`. Median (5 % to 95 %) of {run['reads']} reads "
+        f"and {run['rounds']} rounds of load.",
         "",
         f"## Listings: seconds, {run['trials']:,} trials of {EPOCHS} epochs in one study",
         "",
@@ -284,7 +285,8 @@ def report(found: dict) -> str:
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=100_000, help="of the large store")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--reads", type=int, default=5, help="of each listing")
+    parser.add_argument("--rounds", type=int, default=5, help="of load")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--seconds", type=float, default=4.0, help="of load, each time")
     parser.add_argument("--starts", type=int, default=20)

@@ -6,6 +6,7 @@ classes for them.
 
 import json
 from collections.abc import Mapping
+from datetime import UTC
 
 from optuna.distributions import distribution_to_json
 from optuna.storages import RDBStorage
@@ -13,7 +14,10 @@ from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 
-_TRIALS = models.TrialModel.__table__
+_STUDIES, _TRIALS = models.StudyModel.__table__, models.TrialModel.__table__
+# Numbers and ids of a study rise together. One look-up in an index; to count them takes longer.
+_LAST = _TRIALS.select().with_only_columns(_TRIALS.c.number)
+_LAST = _LAST.order_by(_TRIALS.c.trial_id.desc()).limit(1)
 _LOOK = _TRIALS.select().with_only_columns(_TRIALS.c.trial_id, _TRIALS.c.state)
 
 
@@ -28,22 +32,22 @@ def insert(storage: RDBStorage, study_id: int, template: FrozenTrial) -> tuple[i
     Returns:
         Its id and its number.
     """
+    begun = template.datetime_start
+    values = {
+        "study_id": study_id,
+        "state": template.state,
+        "datetime_start": begun and begun.astimezone(UTC).replace(tzinfo=None),
+    }
     with _create_scoped_session(storage.scoped_session) as session:
         # The same lock as Optuna's own, for programs that know no other.
-        models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
-        number = session.query(models.TrialModel).filter_by(study_id=study_id).count()
-        trial = models.TrialModel(
-            study_id=study_id,
-            number=number,
-            state=template.state,
-            datetime_start=template.datetime_start,
-        )
-        session.add(trial)
-        session.flush()
+        session.execute(_STUDIES.select().where(_STUDIES.c.study_id == study_id).with_for_update())
+        last = session.execute(_LAST.where(_TRIALS.c.study_id == study_id)).scalar()
+        values["number"] = 0 if last is None else last + 1
+        trial_id = session.execute(_TRIALS.insert(), values).inserted_primary_key[0]
         for table, rows in _parts(template).items():
             if rows:
-                session.execute(table.insert(), [{"trial_id": trial.trial_id} | r for r in rows])
-        return trial.trial_id, number
+                session.execute(table.insert(), [{"trial_id": trial_id} | row for row in rows])
+    return trial_id, values["number"]
 
 
 def _parts(template: FrozenTrial) -> dict:

@@ -228,12 +228,11 @@ def _load_rows(rows: list[dict]) -> list[list[str]]:
         groups.setdefault((row["database"], row["arm"], row["workers"]), []).append(row)
     table = []
     for (database, arm, workers), group in sorted(groups.items()):
-        done = [row for row in group if row.get("median") is not None]
         cells = [
-            shown(spread_of([scale * row[key] for row in done]), digits)
-            for key, scale, digits in (("per second", 1, 1), ("median", 1e3, 1), ("p95", 1e3, 1))
+            shown(spread_of([scale * v for row in group if (v := row.get(key)) is not None]), 1)
+            for key, scale in (("per second", 1), ("median", 1e3), ("p95", 1e3))
         ]
-        failed = len(group) - len(done)
+        failed = sum("failed" in row for row in group)
         table.append([database, arm, str(workers), *cells, str(failed) if failed else ""])
     return table
 

@@ -7,7 +7,7 @@ import zlib
 import pytest
 from sqlalchemy import text
 
-from droptune.confirmation import Confirmation
+from droptune.confirmation import Confirmation, merged
 from droptune.plan import Plan
 from droptune.store import Queries, Store, Workers
 from droptune.trainers import SerialTrainer
@@ -284,10 +284,8 @@ def ahead(monkeypatch, blocks):
     """Let a worker train so many blocks more than the verdict asks for, as one of several may."""
     wanted = Confirmation.wanted
 
-    def more(self, _):
-        return wanted(self, blocks)[::-1]  # the last one first
-
-    monkeypatch.setattr(Confirmation, "wanted", more)
+    monkeypatch.setattr(Confirmation, "wanted", lambda self, _: wanted(self, blocks))
+    monkeypatch.setattr("droptune.optimize.merged", lambda found: merged(found)[::-1])  # last first
 
 
 @pytest.mark.parametrize("blocks", [2, 5])

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from droptune.design import Block
-from droptune.members import End, Member, Members
+from droptune.members import NO_ROOM, End, Member, Members
 from droptune.plan import Plan
-from droptune.search import Asked, Search
+from droptune.search import Search
 from droptune.store import Claims, Store, Workers
 from droptune.store.claims import ended
 from droptune.watch import Clockwork
@@ -107,7 +107,10 @@ class Queue:
         own = members.trials
         with self._desk.alone():
             live = self._look(own)
-            for asked, run in self._kept(live) if self._may(live) and not len(members) else ():
+            for run in self._kept(live) if self._may(live) and not len(members) else ():
+                if not members.free:
+                    break
+                asked = self._search.adopt(run["trial_number"])
                 members.enter(asked.plan, asked.name or "trial", asked, run)
                 live.add(asked.number)
             while members.free and len(members) < most and self._may(live):
@@ -129,6 +132,19 @@ class Queue:
     def tell(self, member: Member, end: End) -> None:
         """Tell how a trial ended, whose run is stored."""
         _tell(self._search, member.asked.number, end)
+
+    def abandon(self, why: str) -> None:
+        """End what other workers have left, for it will not be trained any more.
+
+        Args:
+            why: what is stored of it, and told.
+        """
+        with self._desk.alone():
+            left = self._search.orphans(self._look(own=()))
+            self._desk.claims.fail([run["id"] for run in self._desk.claims.last_runs(left)], why)
+            for number in left:
+                self._search.adopt(number)
+                _tell(self._search, number, End(-1, "failed", message=why))
 
     def _look(self, own: Collection[int]) -> set[int]:
         """Take over what others stored, tell what needs no training; return who is trained."""
@@ -156,13 +172,13 @@ class Queue:
             return End(-1, run["state"], message=run["message"])
         return End(-1, "complete", values) if None not in values else None
 
-    def _kept(self, live: Collection[int]) -> list[tuple[Asked, Mapping[str, Any]]]:
-        """Return the orphans whose states were kept together, each with its last run."""
+    def _kept(self, live: Collection[int]) -> list[Mapping[str, Any]]:
+        """Return the last runs of the orphans whose states were kept together."""
         left = self._search.orphans(live)
         runs = [r for r in self._desk.claims.last_runs(left) if r["checkpoint"]] if left else []
         together = [run for run in runs if run["checkpoint"] == runs[0]["checkpoint"]]
         room = self._trials - self._search.finished - len(live)
-        return [(self._search.adopt(run["trial_number"]), run) for run in together[:room]]
+        return together[:room]
 
 
 class Arms:
@@ -246,6 +262,7 @@ class Arms:
 
 
 def _tell(search: Search, number: int, end: End) -> None:
-    state = "fail" if end.state == "failed" else end.state
+    failed = "infeasible" if end.message == NO_ROOM else "fail"
+    state = failed if end.state == "failed" else end.state
     values = end.values if end.state == "complete" else None
     search.tell(number, values, state, end.message)

@@ -19,11 +19,15 @@ from droptune.ranking import Result, finalists, ranked
 
 # User attributes of a trial: the name and the exact plan of a fixed one, and why it failed.
 NAME, PLAN, MESSAGE = "name", "plan", "message"
+#: Of a trial whose plan does not fit into memory: the objectives that it counts with for a
+#: sampler, the worst of the trials before it; None: there were none.
+UNFIT = "infeasible"
 
 STATES = {
     "complete": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
     "fail": TrialState.FAIL,
+    UNFIT: TrialState.FAIL,
 }
 
 
@@ -72,9 +76,9 @@ class Trials:
 
     def counts(self) -> Counts:
         """Return the number of trials by state."""
-        states = Counter(trial.state for trial in self._trials())
-        order = (*STATES.values(), TrialState.RUNNING, TrialState.WAITING)
-        return Counts(*(states[state] for state in order))
+        states = Counter(state_of(trial) for trial in self._trials())
+        order = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
+        return Counts(*(states[TrialState[state]] for state in order))
 
     def best(self, objective: int = 0) -> Tried | None:
         """Return number, plan and value of the best complete trial in an objective, or None."""
@@ -123,7 +127,14 @@ class Trials:
         return [(trial.number, self._plan(trial), trial.values) for trial in self._complete()]
 
     def _complete(self) -> list[FrozenTrial]:
-        return [trial for trial in self._trials() if trial.state == TrialState.COMPLETE]
+        return [trial for trial in self._trials() if state_of(trial) == TrialState.COMPLETE]
+
+    def _worst(self) -> list[float] | None:
+        """Return the worst value so far of each objective; None: no trial is complete."""
+        columns = zip(*(trial.values for trial in self._complete()), strict=True)
+        worst = {"minimize": max, "maximize": min}
+        pairs = zip(self._directions, columns, strict=False)
+        return [worst[direction](values) for direction, values in pairs] or None
 
     def outlook(self) -> Outlook | None:
         """Return what the next trials are expected to gain; None: no patience, or too early.
@@ -150,3 +161,8 @@ class Trials:
                 with quiet():
                     self._plans[trial.number] = self._suggest(FixedTrial(trial.params))
         return self._plans.get(trial.number)
+
+
+def state_of(trial: FrozenTrial) -> TrialState:
+    """Return how a trial ended; for a sampler one that does not fit may be complete."""
+    return TrialState.FAIL if UNFIT in trial.user_attrs else trial.state

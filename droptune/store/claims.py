@@ -50,6 +50,11 @@ class Claims:
         chosen = update(RunRow).where(RunRow.id.in_(list(runs)))
         self._store.execute(chosen.values(checkpoint=value))
 
+    def fail(self, runs: Iterable[int], message: str) -> None:
+        """Store that runs which nobody goes on with have failed."""
+        chosen = update(RunRow).where(RunRow.id.in_(list(runs)))
+        self._store.execute(chosen.values(state="failed", message=message))
+
     def last_arms(self, block: int) -> list[dict[str, Any]]:
         """Return the last confirmation run of each arm of a block, as `last_runs` does."""
         newest = (

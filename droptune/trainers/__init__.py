@@ -20,6 +20,7 @@ from droptune.trainers.fit import (
 )
 from droptune.trainers.function import FunctionTrainer
 from droptune.trainers.fused import FusedTrainer
+from droptune.trainers.memory import release_memory
 from droptune.trainers.own import make_own
 from droptune.trainers.saving import part_of, saved_by
 from droptune.trainers.scored import check_metrics, metric_names
@@ -50,6 +51,7 @@ __all__ = [
     "metric_names",
     "part_of",
     "pick_device",
+    "release_memory",
     "saved_by",
     "why_not_fused",
 ]

@@ -25,6 +25,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 OPTIMIZERS = ("adamw", "sgd")
 LR_SCHEDULES = ("constant", "cosine", "one-cycle")
 
+#: What messages say where memory ends: of torch on a CPU, on other devices, of cuBLAS.
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
 #: A batch of an evaluation, in training batches: without gradients more fits.
 EVAL_BATCHES = 8
 
@@ -253,7 +256,9 @@ def kept_generators() -> AbstractContextManager[None]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that memory ran out, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(text in said for text in _OUT_OF_MEMORY)
 
 
 def checked_output(output: Any) -> Tensor:

@@ -394,7 +394,7 @@ class Members:
     def _call(self, method: str, *args: Any) -> Any:
         """Return what the trainer's method returns, or None if memory ran out."""
         try:
-            with self._clockwork("training"):
+            with self._clockwork("training", method):
                 return getattr(self._trainer, method)(*args)
         except Exception as error:
             if not is_out_of_memory(error):

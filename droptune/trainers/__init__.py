@@ -20,7 +20,7 @@ from droptune.trainers.fit import (
 )
 from droptune.trainers.function import FunctionTrainer
 from droptune.trainers.fused import FusedTrainer
-from droptune.trainers.memory import release_memory
+from droptune.trainers.memory import gpu_share, release_memory
 from droptune.trainers.own import make_own
 from droptune.trainers.saving import part_of, saved_by
 from droptune.trainers.scored import check_metrics, metric_names
@@ -46,6 +46,7 @@ __all__ = [
     "check_metrics",
     "choose",
     "fingerprint",
+    "gpu_share",
     "is_out_of_memory",
     "make_own",
     "metric_names",

@@ -2,6 +2,8 @@
 
 import ctypes
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -30,4 +32,35 @@ def release_memory() -> None:
     """
     gc.collect()
     if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+_OF_FREE = 0.9  # the rest is left to others, whose use grows and shrinks
+
+
+@contextmanager
+def gpu_share(device: torch.device, share: float | None) -> Iterator[None]:
+    """Let this process use no more than a share of a GPU's memory meanwhile.
+
+    Whoever measures how much fits, finds the share and not the whole. On other devices than
+    CUDA's it does nothing.
+
+    Args:
+        device: to train on.
+        share: above 0, up to 1; None: nine tenths of what is free now, with what this process
+            holds already.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.get_per_process_memory_fraction(device)
+    if share is None:
+        free, total = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_reserved(device)
+        share = min(before, (held + _OF_FREE * free) / total)
+    torch.cuda.set_per_process_memory_fraction(share, device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(before, device)
         torch.cuda.empty_cache()

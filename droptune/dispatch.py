@@ -13,7 +13,7 @@ from typing import Any
 from droptune.design import Block
 from droptune.members import NO_ROOM, End, Member, Members
 from droptune.plan import Plan
-from droptune.search import Search
+from droptune.search import Asked, Search
 from droptune.store import Claims, Store, Workers
 from droptune.store.claims import ended
 from droptune.watch import Clockwork
@@ -86,16 +86,6 @@ class Queue:
         """How many trials of the budget have not ended."""
         return self._trials - self._search.finished
 
-    def waits(self, members: Members | None) -> bool:
-        """Tell whether what is left is trained elsewhere, so that it may come back.
-
-        Args:
-            members: of this worker, if there are any; they are empty.
-        """
-        with self._desk.alone():
-            live = self._look(own=())
-            return bool(live) or (self._may(live) and bool(self._search.orphans(live)))
-
     def fill(self, members: Members, most: float = math.inf) -> None:
         """Claim trials for the free slots, and start them.
 
@@ -107,10 +97,8 @@ class Queue:
         own = members.trials
         with self._desk.alone():
             live = self._look(own)
-            for run in self._kept(live) if self._may(live) and not len(members) else ():
-                if not members.free:
-                    break
-                asked = self._search.adopt(run["trial_number"])
+            kept = self._kept(live, members.free) if not len(members) else ()
+            for asked, run in kept:
                 members.enter(asked.plan, asked.name or "trial", asked, run)
                 live.add(asked.number)
             while members.free and len(members) < most and self._may(live):
@@ -141,7 +129,8 @@ class Queue:
         """
         with self._desk.alone():
             left = self._search.orphans(self._look(own=()))
-            self._desk.claims.fail([run["id"] for run in self._desk.claims.last_runs(left)], why)
+            runs = self._desk.claims.last_runs(left) if left else []
+            self._desk.claims.fail([run["id"] for run in runs], why)
             for number in left:
                 self._search.adopt(number)
                 _tell(self._search, number, End(-1, "failed", message=why))
@@ -172,13 +161,20 @@ class Queue:
             return End(-1, run["state"], message=run["message"])
         return End(-1, "complete", values) if None not in values else None
 
-    def _kept(self, live: Collection[int]) -> list[Mapping[str, Any]]:
-        """Return the last runs of the orphans whose states were kept together."""
+    def _kept(self, live: Collection[int], free: int) -> list[tuple[Asked, Mapping[str, Any]]]:
+        """Return orphans whose states were kept together, each with its last run.
+
+        Args:
+            live: trials that are trained.
+            free: how many are wanted at most.
+        """
+        if not self._may(live):
+            return []
         left = self._search.orphans(live)
         runs = [r for r in self._desk.claims.last_runs(left) if r["checkpoint"]] if left else []
         together = [run for run in runs if run["checkpoint"] == runs[0]["checkpoint"]]
-        room = self._trials - self._search.finished - len(live)
-        return together[:room]
+        room = min(free, self._trials - self._search.finished - len(live))
+        return [(self._search.adopt(run["trial_number"]), run) for run in together[:room]]
 
 
 class Arms:

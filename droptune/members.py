@@ -1,11 +1,11 @@
 """The members that train now: on the trainer, and as runs in the store."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from droptune import gap
-from droptune.errors import DroptuneError, StudyError
+from droptune.errors import StudyError
 from droptune.keeping import Keeping
 from droptune.member import End, Member, too_long
 from droptune.plan import Plan
@@ -17,11 +17,9 @@ from droptune.trainers import (
     Scores,
     Trainer,
     is_out_of_memory,
-    part_of,
     release_memory,
     saved_by,
 )
-from droptune.trainers.base import first_line
 from droptune.watch import Clockwork
 
 #: At most so many slots (None: as suits), block -> a trainer.
@@ -94,9 +92,9 @@ class Members:
         return self._slots[slot]
 
     @property
-    def free(self) -> bool:
-        """Whether there is a slot for one more member."""
-        return len(self) < self._trainer.slots
+    def free(self) -> int:
+        """How many more members there are slots for."""
+        return self._trainer.slots - len(self)
 
     @property
     def trials(self) -> set[int]:
@@ -289,14 +287,18 @@ class Members:
         Args:
             entered: slot -> the run before; all of the same checkpoint.
         """
-        known = self._restored(next(iter(entered.values()))["checkpoint"]["name"], entered)
-        going = {slot for slot in entered if self[slot].key in known}
+        name = next(iter(entered.values()))["checkpoint"]["name"]
+        wanted = {self[slot].key: slot for slot in entered}
+        with self._clockwork("training"):
+            going = self._keeping.restore(self._trainer, name, wanted) if self._keeping else {}
+            if not going:
+                self._trainer.begin(self._seed)
 
         def write() -> None:
             for slot, before in entered.items():
                 if slot in going:
-                    self[slot].epochs = known[self[slot].key][1]
-                    self._store.copy_curve(before["id"], self[slot].run, self[slot].epochs)
+                    self[slot].epochs = going[slot]
+                    self._store.copy_curve(before["id"], self[slot].run, going[slot])
                 else:
                     self._claims.keep([self[slot].run], None)
                     self._end_run(self[slot], "interrupted")
@@ -306,26 +308,6 @@ class Members:
         self.gone += [self._slots.pop(slot) for slot in entered if slot not in going]
         if going:
             self._say(f"{len(going)} runs go on where another worker, or an earlier call, left off")
-
-    def _restored(self, name: str, slots: Iterable[int]) -> dict[str, tuple[int, int]]:
-        """Restore members into slots; return member -> its slot before and epochs, if known."""
-        found = self._keeping.load(name) if self._keeping is not None else None
-        if found is None:
-            return {}
-        saved, known = found[0], found[1]["members"]
-        places = {known[key][0]: s for s in slots if (key := self[s].key) in known}
-        try:
-            with self._clockwork("training"):
-                if places != {slot: slot for slot, _ in known.values()}:
-                    saved = part_of(saved, places)
-                self._trainer.restore(saved)
-        except Exception as error:
-            if not isinstance(error, DroptuneError) and not is_out_of_memory(error):
-                raise
-            self._say(f"{first_line(error)}; these runs begin again")
-            self._trainer.begin(self._seed)
-            return {}
-        return known
 
     def _start_run(self, slot: int, plan: Plan, arm: str, asked: Asked | None, clock: int) -> int:
         with self._clockwork("store"):

@@ -53,8 +53,9 @@ class Claims:
 
     def fail(self, runs: Iterable[int], message: str) -> None:
         """Store that runs which nobody goes on with have failed."""
-        chosen = update(RunRow).where(RunRow.id.in_(list(runs)))
-        self._store.execute(chosen.values(state="failed", message=message))
+        if chosen := list(runs):
+            ended = update(RunRow).where(RunRow.id.in_(chosen))
+            self._store.execute(ended.values(state="failed", message=message))
 
     def give_up(self, worker: int, why: str) -> int:
         """Hand back what a worker trains, for it hangs; what has hung before has failed.

@@ -25,9 +25,6 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 OPTIMIZERS = ("adamw", "sgd")
 LR_SCHEDULES = ("constant", "cosine", "one-cycle")
 
-#: What messages say where memory ends: of torch on a CPU, on other devices, of cuBLAS.
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-
 #: A batch of an evaluation, in training batches: without gradients more fits.
 EVAL_BATCHES = 8
 
@@ -252,13 +249,6 @@ def build(model: Callable[[], nn.Module], seed: int) -> nn.Module:
 def kept_generators() -> AbstractContextManager[None]:
     """Return a context in which torch may be seeded; the global generators are put back after."""
     return torch.random.fork_rng(range(torch.cuda.device_count()))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that memory ran out, on a GPU or on the CPU."""
-    said = str(error) if isinstance(error, RuntimeError) else ""
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or any(text in said for text in _OUT_OF_MEMORY)
 
 
 def checked_output(output: Any) -> Tensor:

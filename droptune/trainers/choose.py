@@ -7,9 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from droptune.errors import ModelError, TrainingError
-from droptune.trainers.base import Task, Trainer, is_out_of_memory
+from droptune.trainers.base import Task, Trainer
 from droptune.trainers.fused import FusedTrainer
-from droptune.trainers.memory import release_memory
+from droptune.trainers.memory import is_out_of_memory, release_memory
 from droptune.trainers.serial import SerialTrainer
 
 TRAINERS = ("auto", "fused", "serial")

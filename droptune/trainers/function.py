@@ -24,8 +24,8 @@ from droptune.trainers.base import (
     check_slot,
     check_taken,
     first_line,
-    is_out_of_memory,
 )
+from droptune.trainers.memory import is_out_of_memory
 from droptune.trainers.reported import ReportingTrainer, numbers
 
 Train = Callable[..., Iterator[Mapping[str, Any]]]

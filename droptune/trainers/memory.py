@@ -7,6 +7,16 @@ from contextlib import contextmanager
 
 import torch
 
+#: What messages say where memory ends: of torch on a CPU, on other devices, of cuBLAS.
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that memory ran out, on a GPU or on the CPU."""
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(text in said for text in _OUT_OF_MEMORY)
+
 
 def keep_freed_memory() -> None:
     """Ask glibc to keep freed blocks of memory, as torch's GPU allocator does.

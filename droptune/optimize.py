@@ -326,6 +326,11 @@ class Optimization:
 
     def _why_unconfirmed(self) -> str:
         if self.study.confirm_blocks and len(self.search.ranked(2)) == 1:
+            if failed := self.search.counts().failed:
+                return (
+                    f"no plan but one could be trained, {failed} failed; `droptune show --study "
+                    f"{self.study.name} --trial N` says why"
+                )
             return "no plan but one was tried, there is nothing to compare; raise --trials"
         if self.search.best() is not None:
             return "nothing was confirmed; set confirm_blocks (--confirm-blocks) to 2 or more"

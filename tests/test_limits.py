@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import sqlite3
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 import torch
@@ -157,6 +157,22 @@ def test_the_share_of_a_gpu_is_set_and_taken_back(monkeypatch, free, held, asked
     with gpu_share(torch.device("cuda"), asked):
         assert shares[-1] == pytest.approx(given)
     assert shares == [1.0, pytest.approx(given), 1.0]
+
+
+def test_a_study_trains_within_its_share(url, monkeypatch):
+    seen = []
+
+    @contextmanager
+    def recorded(device, share):
+        seen.append((device.type, share, trials(url)))
+        yield
+        seen.append(trials(url))
+
+    monkeypatch.setattr("droptune.optimize.gpu_share", recorded)
+    one = study(url, trials=1, confirm_blocks=0, device="cpu", gpu_memory=0.5)
+    one.optimize(progress=Notes())
+    assert seen[0] == ("cpu", 0.5, [])
+    assert seen[1][0] == (0, "COMPLETE")
 
 
 @pytest.mark.gpu

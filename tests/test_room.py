@@ -182,3 +182,9 @@ def test_what_memory_errors_look_like():
     ):
         assert is_out_of_memory(error)
     assert not is_out_of_memory(ValueError("my own data set is out of memory"))
+
+
+def test_a_study_in_which_only_no_dropout_fits_says_so(url, monkeypatch):
+    too_large(monkeypatch, "epoch", lambda plan: plan != Plan.none())
+    result = study(url, trials=4).optimize(progress=Notes())
+    assert "no plan but one could be trained, 3 failed; `droptune show" in str(result.verdict)

@@ -31,7 +31,7 @@ def proposed(one, trials: int, as_what: str = "infeasible") -> int:
     return found
 
 
-@pytest.mark.parametrize(("sampler", "trials"), [("tpe", 40), ("gp", 30)])
+@pytest.mark.parametrize(("sampler", "trials"), [("tpe", 40), ("gp", 20)])
 def test_samplers_that_learn_keep_away_from_the_like(search, sampler, trials):
     def of(state: str, seed: int) -> int:
         one = search(f"{state} {seed}", TinySpace(kinds=KINDS), sampler=sampler, seed=seed)
@@ -41,21 +41,21 @@ def test_samplers_that_learn_keep_away_from_the_like(search, sampler, trials):
     assert told < 0.7 * failed
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp"])
-def test_a_search_that_is_opened_again_knows_them(search, sampler):
+@pytest.mark.parametrize(("sampler", "trials"), [("tpe", 24), ("gp", 12)])
+def test_a_search_that_is_opened_again_knows_them(search, sampler, trials):
     space = TinySpace(kinds=KINDS)
     one = search(space=space, sampler=sampler)
-    proposed(one, 24)
+    proposed(one, trials)
     there = one.counts(), one.best(), one.ranked(99)
     one.close()
     again = search(space=space, sampler=sampler)
     assert (again.counts(), again.best(), again.ranked(99)) == there
-    assert proposed(again, 36) <= 4, "of 12, half of which would not fit by chance"
+    assert proposed(again, trials + 10) <= 3, "half would not fit by chance"
 
 
 def test_another_worker_takes_them_over(search):
     space = TinySpace(kinds=KINDS)
-    one, two = (search(space=space, sampler="gp") for _ in range(2))
+    one, two = (search(space=space, sampler="tpe") for _ in range(2))
     for _ in range(12):
         for mine in (one, two):
             mine.sync()

@@ -152,7 +152,7 @@ def test_the_time_in_which_a_process_was_stopped_does_not_count(monkeypatch):
         return clock[0]
 
     monkeypatch.setattr("droptune.hang.time.monotonic", hours_later)
-    assert watching(Clockwork(longest={"epoch": 0.01}), 20) == []
+    assert watching(Clockwork(longest={"epoch": 0.01}), 3) == []
 
 
 def test_the_place_of_a_thread_is_in_the_users_own_code():

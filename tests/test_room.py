@@ -12,7 +12,7 @@ from droptune.plan import Plan
 from droptune.room import NO_ROOM
 from droptune.store import Queries, Store
 from droptune.trainers import SerialTrainer, is_out_of_memory
-from tests.small import Notes, fresh, rows, runs, study, trials
+from tests.small import Notes, fresh, plain, rows, runs, study, trials
 
 
 @pytest.fixture
@@ -186,5 +186,5 @@ def test_what_memory_errors_look_like():
 
 def test_a_study_in_which_only_no_dropout_fits_says_so(url, monkeypatch):
     too_large(monkeypatch, "epoch", lambda plan: plan != Plan.none())
-    result = study(url, trials=4).optimize(progress=Notes())
+    result = study(url, trials=4, model=plain).optimize(progress=Notes())
     assert "no plan but one could be trained, 3 failed; `droptune show" in str(result.verdict)

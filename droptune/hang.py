@@ -1,4 +1,4 @@
-"""Training that hangs: a thread notices that no epoch ends, and says where it waits.
+"""Training that hangs: a thread notices that nothing moves, and says where it waits.
 
 What hangs with the interpreter's lock held stops this thread, too; it also stops the signs of
 life (lease.py), so that other workers take over what was trained.
@@ -17,20 +17,23 @@ from droptune.progress import Progress
 from droptune.watch import Clockwork
 
 HANG_TIME = 600.0
-"""Seconds in which an epoch has to end, at least."""
+"""Seconds for which training may wait without computing, at least."""
 EXIT_CODE = 75
 """Of a process that has ended because it hung: EX_TEMPFAIL of sysexits.h, run it again."""
 
 _FIRST = 6  # so many times as long for the first epoch: traces, compilation, downloads
 _LONGER = 10  # so many times as long as the longest so far
+_WORKS = 50.0  # seconds of waiting that a second of computing makes up for
 
 
 class Watchdog:
     """Watches the training of this thread, as long as the context is open.
 
-    It hangs if no epoch, nor other part of training, has ended for `seconds`, or for ten times
-    as long as the longest part so far took if that is more; until the first epoch has ended, for
-    six times `seconds`. Time in which the whole process was stopped does not count.
+    It hangs if no epoch, nor other part of training, has ended, and this process has computed
+    next to nothing (below a fiftieth of the time), for `seconds`, or for ten times as long as the
+    longest part so far took if that is more; until the first epoch has ended, for six times
+    `seconds`. An epoch that takes hours therefore does not hang, nor does an endless loop. Time
+    in which the whole process was stopped does not count.
 
     Args:
         clockwork: where the parts of training are counted.
@@ -70,16 +73,19 @@ class Watchdog:
         return max(self._seconds, _LONGER * max(longest.values()))
 
     def _watch(self) -> None:
-        waited, turn, last = 0.0, -1, time.monotonic()
+        since, waited, turn = 0.0, 0.0, -1
+        last, worked, told = time.monotonic(), time.process_time(), False
         while not self._over.wait(self._tick):
-            now = time.monotonic()
+            now, work = time.monotonic(), time.process_time()
             gone, last = min(now - last, 2 * self._tick), now
+            idle, worked = gone - _WORKS * (work - worked), work
             if self._clockwork.turns != turn or self._clockwork.now != "training":
-                waited, turn = 0.0, self._clockwork.turns
+                since, waited, turn, told = 0.0, 0.0, self._clockwork.turns, False
                 continue
-            before, waited = waited, waited + gone
-            if before < self.limit <= waited:
-                self._hung(self._said(waited))
+            since, waited = since + gone, max(waited + idle, 0.0)
+            if waited >= self.limit and not told:
+                told = True
+                self._hung(self._said(since))
 
     def _said(self, waited: float) -> str:
         took = self._clockwork.longest.get("epoch")

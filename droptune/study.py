@@ -111,10 +111,10 @@ class Study:
         trial_time: seconds of training after which a run, of the search or of confirmation, is
             stopped and has failed, or text such as "10m"; looked at after each epoch. Of trials
             that train side by side each takes its share of an epoch's time. None: no limit.
-        hang_time: seconds, or text, in which an epoch has to end, at least: ten times the longest
-            part of the training so far if that is more, and six times as long for the first. What
-            hangs is said with its place in your code; the command line then ends the worker, so
-            that another goes on. 0: never.
+        hang_time: seconds, or text, for which training may wait, without computing, until an
+            epoch ends: ten times the longest part of it so far if that is more, and six times as
+            long for the first. What hangs is said with its place in your code; the command line
+            then ends the worker, so that another goes on. 0: for ever.
         gpu_memory: share of the GPU's memory that this process may use, above 0 and up to 1;
             None: nine tenths of what is free at the start. On other devices without effect.
 

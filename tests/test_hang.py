@@ -132,6 +132,27 @@ def test_what_is_slow_as_a_rule_does_not_hang():
     assert watching(usual, 0) == [], "never"
 
 
+def test_what_computes_does_not_hang():
+    clockwork, told = Clockwork(longest={"epoch": 0.01}), []
+    with Watchdog(clockwork, 0.5, told.append), clockwork("training", "epoch"):
+        until = time.process_time() + 1.5
+        while time.process_time() < until:
+            pass
+    assert told == []
+
+
+def test_what_computes_and_then_waits_hangs():
+    clockwork, told = Clockwork(longest={"epoch": 0.01}), []
+    with Watchdog(clockwork, 0.5, told.append), clockwork("training", "epoch"):
+        until = time.process_time() + 0.5
+        while time.process_time() < until:
+            pass
+        give_up = time.monotonic() + 60
+        while not told and time.monotonic() < give_up:
+            time.sleep(0.1)
+    assert len(told) == 1
+
+
 def test_waiting_for_others_is_not_hanging():
     clockwork, told = Clockwork(longest={"epoch": 0.01}), []
     with Watchdog(clockwork, 0.2, told.append):

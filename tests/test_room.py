@@ -188,3 +188,21 @@ def test_a_study_in_which_only_no_dropout_fits_says_so(url, monkeypatch):
     too_large(monkeypatch, "epoch", lambda plan: plan != Plan.none())
     result = study(url, trials=4, model=plain).optimize(progress=Notes())
     assert "no plan but one could be trained, 3 failed; `droptune show" in str(result.verdict)
+
+
+@pytest.mark.gpu
+def test_a_gpu_of_which_little_may_be_used_trains_fewer_at_once(url):
+    """A member takes 16 MB in float32: weights, gradients and two moments of AdamW each 4 MB."""
+    total = torch.cuda.get_device_properties("cuda").total_memory
+
+    def wide():
+        return torch.nn.Sequential(
+            torch.nn.Linear(30, 1024), torch.nn.ReLU(), torch.nn.Dropout(0.2),
+            torch.nn.Linear(1024, 1024), torch.nn.Linear(1024, 2),
+        )  # fmt: skip
+
+    notes, more = Notes(), {"device": "cuda", "trainer": "fused", "gpu_memory": 2**29 / total}
+    one = study(url, model=wide, slots=64, trials=64, confirm_blocks=0, **more)
+    one.optimize(progress=notes)
+    assert any("out of memory at 64 members at once" in text for text in notes.messages)
+    assert {state for _, state in trials(url)} == {"COMPLETE"}

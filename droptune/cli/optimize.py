@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 @click.option(
     "--hang-time",
     metavar="TIME",
-    help="Time in which an epoch has to end, else the process does, with exit code 75; 0: never.",
+    help="Time for which training may wait and do nothing; then the process ends, with exit code "
+    "75. 0: for ever.",
 )
 @click.option(
     "--gpu-memory",

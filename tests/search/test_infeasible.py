@@ -68,6 +68,23 @@ def test_another_worker_takes_them_over(search):
     assert proposed(one, 36) <= 4
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_of_several_objectives_each_has_its_worst(search, url, sampler):
+    space, ways = TinySpace(kinds=KINDS), ("minimize", "maximize")
+    one = search(space=space, sampler=sampler, direction=ways)
+    for _ in range(14):
+        asked = one.ask()
+        value = None if large(asked.plan) else [loss(asked.plan), -loss(asked.plan)]
+        one.tell(asked.number, value, "infeasible" if value is None else "complete")
+    known = stored(url)
+    failed = [trial for trial in known if trial.state.name == "FAIL"]
+    assert one.counts().failed == len(failed) > 0
+    for trial in failed:
+        before = [t.values for t in known[: trial.number] if t.values is not None]
+        worst = [max(a for a, _ in before), min(b for _, b in before)] if before else None
+        assert trial.user_attrs["infeasible"] == worst
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_goes_on_and_never_takes_one_for_a_result(search, url, sampler):
     one = search(space=TinySpace(kinds=KINDS), sampler=sampler)

@@ -26,6 +26,7 @@ from droptune.samplers import (
     FRESH,
     PAIRED,
     PRUNERS,
+    REFINING,
     SAMPLERS,
     SEVERAL,
     Grid,
@@ -37,7 +38,7 @@ from droptune.samplers import (
     recall_cmaes,
     renewed,
 )
-from droptune.trials import MESSAGE, NAME, PLAN, STATES, Counts, Trials
+from droptune.trials import MESSAGE, NAME, PLAN, STATES, UNFIT, Counts, Trials
 from droptune.working import RUNG, WorkingCopy
 
 __all__ = ["PAIRED", "PRUNERS", "SAMPLERS", "SEVERAL", "Asked", "Counts", "Search"]
@@ -117,7 +118,9 @@ class Search(Trials):
                 self._sampler = self._make_sampler(len(trials))
                 if sampler == "cmaes":
                     recall_cmaes(trials, directions[0])
-                self._copy = WorkingCopy(name, directions, self._sampler, self._pruner, trials)
+                self._copy = WorkingCopy(
+                    name, directions, self._sampler, self._pruner, trials, sampler in REFINING
+                )
             sites = [site.name for site in space.sites] if pruner == PAIRED else []
             self._paired = Paired(epochs, directions[0], sites, self._plan_of) if sites else None
             self._curves = curves
@@ -237,7 +240,7 @@ class Search(Trials):
                 new = self._make_sampler(len(self._record))
                 self._copy.study.sampler = renewed(self._copy.study.sampler, new)
             self._give()
-            trial = self._copy.study.ask()
+            trial = self._copy.ask()
             given = dict(trial.params)
             plan = self._space.suggest(trial)
         frozen = self._copy.trial(trial.number)
@@ -300,8 +303,9 @@ class Search(Trials):
             number: of the trial.
             value: of the objective, or of each, for `complete`. One that is not finite ends the
                 trial as failed, with a message: samplers cannot use it, and it must not win.
-            state: `complete`, `pruned` (its value is the last reported one, as in Optuna)
-                or `fail`.
+            state: `complete`, `pruned` (its value is the last reported one, as in Optuna),
+                `fail`, or `infeasible`: failed, for the plan does not fit into memory, so that
+                the sampler is to keep away from the like.
             message: why it failed, one line.
 
         Raises:
@@ -325,11 +329,13 @@ class Search(Trials):
             values = None if math.isnan(last) else [last]
         # The rungs passed are what successive halving compares with after a restart.
         rungs = {k: v for k, v in frozen.system_attrs.items() if k.startswith(RUNG)}
-        notes = {} if message is None else {MESSAGE: message}
+        notes: dict[str, Any] = {} if message is None else {MESSAGE: message}
+        if state == UNFIT:
+            notes[UNFIT] = self._worst()
         self._record.finish(number, outcome, values, rungs, notes)
         with quiet():
             told = values if outcome == TrialState.COMPLETE else None
-            self._copy.study.tell(number, told, state=outcome)
+            self._copy.end(number, outcome, told, notes.get(UNFIT))
         self._mine.discard(number)
         if self._paired is not None:
             if told:

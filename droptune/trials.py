@@ -20,11 +20,15 @@ from droptune.ranking import Result, finalists, ranked
 
 # User attributes of a trial: the name and the exact plan of a fixed one, and why it failed.
 NAME, PLAN, MESSAGE = "name", "plan", "message"
+#: Of a trial whose plan does not fit into memory: the objectives that it counts with for a
+#: sampler, the worst of the trials before it; None: there were none.
+UNFIT = "infeasible"
 
 STATES = {
     "complete": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
     "fail": TrialState.FAIL,
+    UNFIT: TrialState.FAIL,
 }
 
 
@@ -66,8 +70,8 @@ class _Known:
             if not trial.state.is_finished():
                 self.open.append(trial)
                 continue
-            self.ended[trial.state] += 1
-            if trial.state == TrialState.COMPLETE:
+            self.ended[state_of(trial)] += 1
+            if state_of(trial) == TrialState.COMPLETE:
                 insort(self.complete, trial, key=lambda one: one.number)
         return self
 
@@ -109,8 +113,8 @@ class Trials:
         """Return the number of trials by state."""
         known = self._known.look()
         states = known.ended + Counter(trial.state for trial in known.open)
-        order = (*STATES.values(), TrialState.RUNNING, TrialState.WAITING)
-        return Counts(*(states[state] for state in order))
+        order = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
+        return Counts(*(states[TrialState[state]] for state in order))
 
     def open(self, state: TrialState) -> list[FrozenTrial]:
         """Return the trials that are running, or that wait, by number."""
@@ -169,6 +173,13 @@ class Trials:
     def _complete(self) -> list[FrozenTrial]:
         return self._known.look().complete
 
+    def _worst(self) -> list[float] | None:
+        """Return the worst value so far of each objective; None: no trial is complete."""
+        columns = zip(*(trial.values for trial in self._complete()), strict=True)
+        worst = {"minimize": max, "maximize": min}
+        pairs = zip(self._directions, columns, strict=False)
+        return [worst[direction](values) for direction, values in pairs] or None
+
     def outlook(self) -> Outlook | None:
         """Return what the next trials are expected to gain; None: no patience, or too early.
 
@@ -194,3 +205,8 @@ class Trials:
                 with quiet():
                     self._plans[trial.number] = self._suggest(FixedTrial(trial.params))
         return self._plans.get(trial.number)
+
+
+def state_of(trial: FrozenTrial) -> TrialState:
+    """Return how a trial ended; for a sampler one that does not fit may be complete."""
+    return TrialState.FAIL if UNFIT in trial.user_attrs else trial.state

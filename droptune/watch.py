@@ -19,18 +19,39 @@ _SHORTEST, _LONGEST = 0.1, 3.0
 
 @dataclass
 class Clockwork:
-    """Where the time of a study goes, in seconds by "training", "search" and "store"."""
+    """Where the time of a study goes.
+
+    Attributes:
+        seconds: by "training", "search" and "store".
+        longest: seconds by part of the training that has ended, "epoch" and others.
+        now: what goes on now; None: nothing of these.
+        turns: how often any of it has begun or ended.
+    """
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    longest: dict[str, float] = field(default_factory=dict)
+    now: str | None = None
+    turns: int = 0
 
     @contextmanager
-    def __call__(self, what: str) -> Iterator[None]:
-        """Count the time of a `with` block."""
-        started = time.perf_counter()
+    def __call__(self, what: str, part: str = "other") -> Iterator[None]:
+        """Count the time of a `with` block.
+
+        Args:
+            what: a key of `seconds`.
+            part: of the training, a key of `longest`.
+        """
+        started, before, self.now = time.perf_counter(), self.now, what
+        self.turns += 1
         try:
             yield
         finally:
-            self.seconds[what] += time.perf_counter() - started
+            took = time.perf_counter() - started
+            self.seconds[what] += took
+            if what == "training":
+                self.longest = {**self.longest, part: max(took, self.longest.get(part, 0.0))}
+            self.now = before
+            self.turns += 1
 
 
 class NothingFree(Exception):

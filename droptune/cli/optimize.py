@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +18,19 @@ if TYPE_CHECKING:
 @click.argument("target")
 @click.option("--trials", type=int, help="Trials in all, with earlier ones.")
 @click.option("--time", metavar="TIME", help="Time to spend, such as 90s, 10m or 2h.")
+@click.option("--trial-time", metavar="TIME", help="Time of one trial, after which it has failed.")
+@click.option(
+    "--hang-time",
+    metavar="TIME",
+    help="Time for which training may wait and do nothing; then the process ends, with exit code "
+    "75. 0: for ever.",
+)
+@click.option(
+    "--gpu-memory",
+    type=float,
+    metavar="SHARE",
+    help="Share of the GPU's memory to use, such as 0.5; by default most of what is free.",
+)
 @click.option("--seed", type=int, help="Seed of everything that is random.")
 @click.option(
     "--objective",
@@ -92,11 +106,13 @@ def optimize(target: str, quiet: bool, as_json: bool, **options: Any) -> None:
 
     --json prints the keys of `droptune best --json`.
     """
+    from droptune.hang import leave
     from droptune.progress import progress
 
     with stdout_for_data(as_json):
         study = load_study(target, options)
-        result = study.optimize(progress=progress(quiet))
+        shown = progress(quiet)
+        result = study.optimize(progress=shown, on_hang=partial(leave, shown))
     if result.finished_before and quiet:  # else the progress says so
         click.echo(f"nothing was left to do, study {study.name!r} is finished", err=True)
     if as_json:

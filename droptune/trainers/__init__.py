@@ -9,7 +9,6 @@ from droptune.trainers.base import (
     Task,
     Trainer,
     build,
-    is_out_of_memory,
 )
 from droptune.trainers.choose import TRAINERS, choose, why_not_fused
 from droptune.trainers.consistency_loss import ConsistencyLoss
@@ -20,6 +19,7 @@ from droptune.trainers.fit import (
 )
 from droptune.trainers.function import FunctionTrainer
 from droptune.trainers.fused import FusedTrainer
+from droptune.trainers.memory import gpu_share, is_out_of_memory, release_memory
 from droptune.trainers.own import make_own
 from droptune.trainers.saving import part_of, restore_into, saved_by
 from droptune.trainers.scored import check_metrics, metric_names
@@ -45,11 +45,13 @@ __all__ = [
     "check_metrics",
     "choose",
     "fingerprint",
+    "gpu_share",
     "is_out_of_memory",
     "make_own",
     "metric_names",
     "part_of",
     "pick_device",
+    "release_memory",
     "restore_into",
     "saved_by",
     "why_not_fused",

@@ -75,7 +75,7 @@ def part_of(saved: Saved, slots: Mapping[int, int]) -> Saved:
     Raises:
         TrainingError: there is no such member, or two are to have one slot.
     """
-    members = saved.rest["members"]
+    members = saved.rest.get("members", {})
     missing = [str(slot) for slot in slots if str(slot) not in members]
     if missing:
         there = ", ".join(members) or "none"

@@ -34,13 +34,13 @@ from droptune.trainers.base import (
     correct,
     diverged,
     first_line,
-    is_out_of_memory,
     mean_loss,
 )
 from droptune.trainers.constants import plain_numbers
 from droptune.trainers.ignored import counted, summed
 from droptune.trainers.learned import learned_by, learned_metrics, learners, with_penalty
 from droptune.trainers.losses import fit_metrics
+from droptune.trainers.memory import is_out_of_memory
 from droptune.trainers.reliability import Bins, reliability
 from droptune.trainers.saving import Block, saved_block, state_name
 from droptune.trainers.scored import KeptOutputs

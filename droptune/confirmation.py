@@ -1,14 +1,14 @@
 """Confirmation: designs a new one or goes on with a stored one, block by block.
 
 With several objectives there is one for each, of the same plans. They share blocks, `merged`:
-each says which plans it still needs there, and a block is trained until none needs more.
+each says which plans it still needs there.
 
 Everything is a function of the stored designs and runs, so a confirmation that was interrupted
 goes on at its block, and ends as if it had not been.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from droptune.design import (
@@ -55,6 +55,7 @@ class Confirmation:
     ) -> None:
         self._store, self._study_id, self._clockwork = store, study_id, clockwork
         self._budget = rules.planned
+        self._looks: dict[tuple[int, int], bool] = {}
         with clockwork("store"):
             stored = map(Design.from_json, store.designs(study_id))
             self._designs = [one for one in stored if one.rules.objective == rules.objective]
@@ -68,29 +69,60 @@ class Confirmation:
     def design(self) -> Design | None:
         return self._designs[-1] if self._designs else None
 
-    def blocks(self) -> Iterator[Block]:
-        """Yield the blocks to train, each after the one before has ended, until they are enough.
+    def wanted(self, ahead: int = 0) -> list[Block]:
+        """Return the blocks that are of use now, the first one first; none if they are enough.
 
-        Blocks that are stored are yielded again; what of them is missing is to be trained.
+        Args:
+            ahead: how many blocks to return besides the first, for other workers to train: the
+                verdict looks at the blocks one by one, so they change nothing if it is clear
+                before.
         """
         design = self.design
         if design is None or not self._budget:
-            return
-        for index, number in enumerate(design.selection_blocks, 1):
-            note = f"choosing among {len(design.candidates)} plans, block {index} of "
-            left = self._left(design, index - 1)
-            yield Block(number, design.plans(), f"{note}{design.selection}", left)
-        for index in range(self._budget):
-            outcome = design.outcome(self.runs(), index)
-            if outcome is None:  # a block of selection did not end
-                return
-            found = outcome.judge() if index else None
-            if found is not None and found.settled:
-                return
-            number, plans = design.estimation_block(index), design.estimated(outcome.chosen)
-            note = f"block {index + 1} of at most {self._budget}{_so_far(found, design.rules)}"
-            most = len(plans) + design.rules.together - 1  # each objective may add a plan
-            yield Block(number, plans, note, (self._budget - index) * most)
+            return []
+        runs = self.runs()
+        selected = design.complete(design.plans(), design.selection_blocks, runs)
+        if selected < design.selection:
+            return self._selecting(design, selected)[: 1 + ahead]
+        whole = design.outcome(runs)
+        if whole is None or self._settled(design, runs, len(whole.blocks)):
+            return []
+        return self._estimating(design, whole)[: 1 + ahead]
+
+    def _selecting(self, design: Design, selected: int) -> list[Block]:
+        note, of = (
+            f"choosing among {len(design.candidates)} plans, block ",
+            f" of {design.selection}",
+        )
+        return [
+            Block(number, design.plans(), f"{note}{index + 1}{of}", self._left(design, index))
+            for index, number in enumerate(design.selection_blocks)
+            if index >= selected
+        ]
+
+    def _estimating(self, design: Design, whole: Outcome) -> list[Block]:
+        plans, judged = design.estimated(whole.chosen), len(whole.blocks)
+        so_far = _so_far(whole.judge() if judged else None, design.rules)
+        most = len(plans) + design.rules.together - 1  # each objective may add a plan
+        return [
+            Block(
+                design.estimation_block(index),
+                plans,
+                f"block {index + 1} of at most {self._budget}{so_far}",
+                (self._budget - index) * most,
+            )
+            for index in range(judged, self._budget)
+        ]
+
+    def _settled(self, design: Design, runs: Runs, judged: int) -> bool:
+        """Tell whether the blocks were enough at some look; what has ended does not change."""
+        for index in range(1, judged + 1):
+            look = design.first_block, index
+            if look not in self._looks:
+                self._looks[look] = design.outcome(runs, index).judge().settled
+            if self._looks[look]:
+                return True
+        return False
 
     def outcome(self) -> Outcome | None:
         """Return what the study has to say: its latest confirmation that has a judged block.
@@ -146,19 +178,13 @@ class Confirmation:
         return (design.selection - selected) * len(design.arms) + self._budget * judged
 
 
-def merged(all_blocks: Iterable[Iterator[Block]]) -> Iterator[Block]:
-    """Yield the blocks of several confirmations, those of the same number as one.
-
-    The next one is asked for when the one before has ended, and then of those alone that
-    asked for it.
-    """
-    waiting = [(block, blocks) for blocks in all_blocks if (block := next(blocks, None))]
-    while waiting:
-        number = min(block.number for block, _ in waiting)
-        now = [(block, blocks) for block, blocks in waiting if block.number == number]
-        yield _together([block for block, _ in now])
-        later = [one for one in waiting if one not in now]
-        waiting = later + [(block, its) for _, its in now if (block := next(its, None))]
+def merged(all_blocks: Iterable[Sequence[Block]]) -> list[Block]:
+    """Return the blocks that several confirmations want, those of the same number as one."""
+    by_number: dict[int, list[Block]] = {}
+    for blocks in all_blocks:
+        for block in blocks:
+            by_number.setdefault(block.number, []).append(block)
+    return [_together(by_number[number]) for number in sorted(by_number)]
 
 
 def _together(blocks: Sequence[Block]) -> Block:
@@ -174,13 +200,11 @@ def _together(blocks: Sequence[Block]) -> Block:
 def _until_settled(design: Design, runs: Runs) -> Outcome | None:
     """Return what the runs say up to the first look at which the blocks were enough.
 
-    Of a single objective there are no blocks after it. Another objective may have gone on with
-    the same plans; what was settled stays as it was.
+    There may be blocks after it: another objective went on with the same plans, or another
+    worker was ahead. What was settled stays as it was.
     """
     whole = design.outcome(runs)
-    if whole is None or design.rules.together == 1:
-        return whole
-    looks = (design.outcome(runs, index) for index in range(1, len(whole.blocks)))
+    looks = (design.outcome(runs, index) for index in range(1, len(whole.blocks))) if whole else ()
     return next((one for one in looks if one.judge().settled), whole)
 
 

@@ -1,34 +1,39 @@
 """The one loop: search until the budget is spent, then confirm on fresh blocks.
 
-The same loop serves one slot and many. What is written, in this order, and what a death
-right after it leaves behind:
+The same loop serves one slot and many, and one worker and many: each runs it, and claims what it
+trains (dispatch.py). What is written, in this order, and what a death right after it leaves
+behind:
 
-1. a trial is RUNNING in Optuna's tables, then its run is `running` in ours. The trial is
-   asked for again under its number; a run that is left over becomes `interrupted`.
+1. a trial is RUNNING in Optuna's tables, then its run is `running` in ours. A run whose worker
+   is dead becomes `stale`, and its trial is claimed again under its number.
 2. at a rung, the value goes to Optuna. It is written over when the trial trains again.
 3. an epoch's curves and ended runs go to our tables in one transaction. A trial whose run
    ended there is told without being trained again.
 4. the ends go to Optuna. A trial that was told is never run again.
+5. now and then the members' states go to files, from which they go on.
 """
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from droptune.design import Block
+from droptune.dispatch import Arms, Desk, Queue
 from droptune.errors import StoreError
-from droptune.members import End, MakeTrainer, Member, Members
-from droptune.plan import Plan
+from droptune.keeping import Keeping
+from droptune.members import End, MakeTrainer, Members
 from droptune.population import Candidate, Move, Population
 from droptune.progress import Progress
-from droptune.search import Asked, Search
+from droptune.search import Search
 from droptune.space import AS_GIVEN, CONTROL
 from droptune.store import Store
 from droptune.trainers import Scores
-from droptune.watch import Clockwork, Interrupt, Meter
+from droptune.watch import Clockwork, Idle, Interrupt, Meter
+
+_LOOK_EVERY = 2.0  # seconds between two looks at what others have spent
 
 
 @dataclass
@@ -38,24 +43,30 @@ class Loop:
     Args:
         study_id: in the store.
         store: where runs and curves go.
+        desk: where trials and arms are claimed.
         objectives: the metrics that decide; trials are compared by the first.
         epochs: length of a run.
         make_trainer: at most so many slots (None: as suits the search), block -> a trainer.
         progress: is told how far it is.
         interrupt: is asked after every epoch whether to stop.
         clockwork: where time is counted.
+        idle: is called when others train all that is left.
+        keeping: where the states of members are kept; None: nowhere.
         folds: how many blocks differ in their rows.
         unit: of the objective, or "".
     """
 
     study_id: int
     store: Store
+    desk: Desk
     objectives: Sequence[str]
     epochs: int
     make_trainer: MakeTrainer
     progress: Progress
     interrupt: Interrupt
     clockwork: Clockwork
+    idle: Idle
+    keeping: Keeping | None = None
     folds: int = 1
     unit: str = ""
 
@@ -81,111 +92,106 @@ class Loop:
             population: trials train as one, in which the best replace the worst; None: each
                 trains for itself.
         """
-        left = self._seconds_left(seconds)
-        queue = _Queue(search, trials, self._ended_untold(search), self.clockwork)
-        if left <= 0 or not queue.prepare():
-            return
-        meter = self._meter("search", trials)
-        members = self._members("search", None)
-        members.begin(seed, 0)
-        late = False
-        with self._interrupting(members):
-            while not late:
-                self._stop_if_wished(members)
-                _fill(members, queue, _most(members, search, trials, population))
-                if not len(members):
+        left = _Left(seconds, partial(self.store.search_seconds, self.study_id), self.clockwork)
+        queue = Queue(self.desk, search, trials, self.objectives, population is not None)
+        members, meter = None, self._meter("search", trials)
+        while True:
+            self._stop_if_wished(members)
+            late = left(members) <= 0
+            if members is None and not late and queue.ready():
+                members = self._members("search", None)
+            if members is not None and not late:
+                if not len(members):  # without pruning all trials then meet the same clock
+                    members.begin(seed, 0)
+                queue.fill(members, _most(members, search, trials, population))
+                _release(members, search)
+            if members is None or not len(members):
+                if late or not queue.waits(members):
                     return
-                scores, ends = members.epoch()
-                ends += self._pruned(search, members, scores, ends, rungs)
-                late = members.seconds >= left
-                if late:
-                    ends += _out_of_time(members, ends)
-                moves = self._moves(population, members, scores, ends, trials - search.finished)
-                ends += [End(move.loser, "pruned") for move in moves]
-                ended = members.record(scores, ends)
-                with self.clockwork("search"):
-                    for member, end in zip(ended, ends, strict=True):
-                        _tell(search, member.asked, end)
-                _fork(members, search, moves)
-                meter.epoch(len(scores), [member.epochs for member in ended])
-                self._show(meter, search, members, left)
+                self.idle()
+                continue
+            self.idle.over()
+            with self._interrupting(members):
+                self._epoch(members, queue, search, rungs, population, left, meter)
 
-    def confirm(self, blocks: Iterable[Block], seed_of: Callable[[int], int]) -> int:
+    def _epoch(
+        self,
+        members: Members,
+        queue: Queue,
+        search: Search,
+        rungs: frozenset[int],
+        population: Population | None,
+        left: "_Left",
+        meter: Meter,
+    ) -> None:
+        """Train the members of the search for an epoch, and let those go that end."""
+        scores, ends = members.epoch()
+        ends += self._pruned(search, members, scores, ends, rungs)
+        if left(members) <= 0:
+            ends += _out_of_time(members, ends)
+        moves = self._moves(population, members, scores, ends, queue.left)
+        ends += [End(move.loser, "pruned") for move in moves]
+        ended = members.record(scores, ends)
+        with self.clockwork("search"):
+            for member, end in ended:
+                queue.tell(member, end)
+        if not members.gone:  # else memory ran out, and who was to be copied starts again
+            for move in moves:
+                queue.fork(members, move.source, move.name, move.plan)
+        _release(members, search)
+        members.keep_if_due()
+        meter.epoch(len(scores), [member.epochs for member, _ in ended])
+        self._show(meter, search, members, left(members))
+
+    def confirm(
+        self, wanted: Callable[[int], Sequence[Block]], seed_of: Callable[[int], int]
+    ) -> int:
         """Train blocks, every run to its end; runs that are stored are not repeated.
 
         Args:
-            blocks: the next one is asked for when the one before has ended.
+            wanted: how many other workers train -> the blocks that are of use now, the first
+                one first.
             seed_of: number of a block -> its seed.
 
         Returns:
             How many runs were trained.
         """
-        with self.clockwork("store"):
-            stored = self.store.confirm_runs(self.study_id)
-        done = {(run["block"], Plan.from_json(run["plan"])) for run in stored}
         members, width, meter = None, 0, None
         counts = {"done": 0, "failed": 0}
-        for block in blocks:
-            missing = [item for item in block.arms.items() if (block.number, item[1]) not in done]
-            if not missing:
+        arms = Arms(self.desk, self.store, self.study_id, wanted)
+        while True:
+            self._stop_if_wished(members)
+            block = arms.next()
+            if block is None:
+                if not arms.elsewhere:
+                    return counts["done"]
+                self.idle()
                 continue
+            self.idle.over()
             if meter is None:
-                ended = len(block.arms) - len(missing)
-                meter = self._meter("confirm", block.left - ended)
+                meter = self._meter("confirm", block.left - arms.ended(block))
             if len(block.arms) != width:
                 members = None  # its memory is needed
                 members, width = self._members("confirm", len(block.arms)), len(block.arms)
             with self._interrupting(members):
-                while missing:  # a trainer with few slots takes several turns
-                    members.begin(seed_of(block.number), block.number)
-                    missing = self._confirm_together(members, missing, meter, counts, block.note)
-        return counts["done"]
+                members.begin(seed_of(block.number), block.number)
+                arms.claim(block, members)
+                self._confirm_together(members, meter, counts, block.note)
 
     def _confirm_together(
-        self,
-        members: Members,
-        arms: list[tuple[str, Plan]],
-        meter: Meter,
-        counts: dict[str, int],
-        note: str,
-    ) -> list[tuple[str, Plan]]:
-        """Train as many arms as there are slots, from clock 0; return those still to train."""
-        waiting = deque(arms)
-        while waiting and members.free and not members.lost:
-            arm, plan = waiting.popleft()
-            members.start(plan, arm)
+        self, members: Members, meter: Meter, counts: dict[str, int], note: str
+    ) -> None:
+        """Train the claimed arms of a block, all from clock 0, to their ends."""
         while len(members):
             self._stop_if_wished(members)
             scores, ends = members.epoch()
-            if not scores:
-                break
-            ended = members.record(scores, ends)
-            counts["done"] += len(ends)
-            counts["failed"] += sum(end.state == "failed" for end in ends)
-            meter.epoch(len(scores), [member.epochs for member in ended])
+            ended = members.record(scores, ends) if scores else []
+            members.gone.clear()  # the next look at the block finds them
+            counts["done"] += len(ended)
+            counts["failed"] += sum(end.state == "failed" for _, end in ended)
+            members.keep_if_due()
+            meter.epoch(len(scores), [member.epochs for member, _ in ended])
             meter.show(running=members.ages, note=note, **counts)
-        lost, members.lost = members.lost, []
-        return [(member.arm, member.plan) for member in lost] + list(waiting)
-
-    def _seconds_left(self, seconds: float | None) -> float:
-        if seconds is None:
-            return float("inf")
-        with self.clockwork("store"):
-            return seconds - self.store.search_seconds(self.study_id)
-
-    def _ended_untold(self, search: Search) -> dict[int, End]:
-        """Return trial number -> end, of runs that ended but were not told before a death."""
-        if not search.counts().running:
-            return {}
-        with self.clockwork("store"):
-            runs = self.store.search_runs(self.study_id)
-        return {run["trial_number"]: end for run in runs if (end := self._end_of(run))}
-
-    def _end_of(self, run: Mapping[str, Any]) -> End | None:
-        values = [(run["metrics"] or {}).get(name) for name in self.objectives]
-        if run["state"] == "failed":
-            return End(-1, "failed", message=run["message"])
-        return End(-1, "complete", values) if None not in values else None
 
     def _pruned(
         self,
@@ -232,9 +238,11 @@ class Loop:
             moves += population.moves(age, group, left - len(members) - len(moves))
         return moves
 
-    def _stop_if_wished(self, members: Members) -> None:
+    def _stop_if_wished(self, members: Members | None) -> None:
         if self.interrupt.wished:
-            members.interrupt()
+            if members is not None:
+                members.keep()
+                members.interrupt()
             raise KeyboardInterrupt
 
     @contextmanager
@@ -262,6 +270,7 @@ class Loop:
             make_trainer=self.make_trainer,
             folds=self.folds,
             most=most,
+            keeping=self.keeping,
             clockwork=self.clockwork,
             say=self.progress.message,
         )
@@ -283,89 +292,54 @@ class Loop:
         )
 
 
-class _Queue:
-    """Trials to train: those that must start again, then what the search asks for.
+class _Left:
+    """How much training time of the search is left, in seconds, for all workers together.
 
     Args:
-        search: where trials come from.
-        trials: the total, with those that have ended.
-        untold: ends of trials that need not be trained again, by number.
+        seconds: the total; None: no limit.
+        spent: returns what the runs in the store have taken.
         clockwork: where time is counted.
     """
 
     def __init__(
-        self, search: Search, trials: int, untold: Mapping[int, End], clockwork: Clockwork
+        self, seconds: float | None, spent: Callable[[], float], clockwork: Clockwork
     ) -> None:
-        self._search, self._trials, self._untold = search, trials, untold
-        self._clockwork = clockwork
-        self._waiting: deque[Asked] = deque()
+        self._total = math.inf if seconds is None else seconds
+        self._spent, self._clockwork = spent, clockwork
+        self._looked = -math.inf
+        self._known = self._mine = 0.0
 
-    def prepare(self) -> bool:
-        """Get the first trial ready; return whether there is one."""
-        asked = self.next(0)
-        if asked is not None:
-            self._waiting.append(asked)
-        return asked is not None
-
-    def next(self, running: int) -> Asked | None:
-        """Return the next trial, or None if nothing is left.
-
-        Args:
-            running: how many members train now.
-        """
-        if self._waiting:
-            return self._waiting.popleft()
-        while self._search.finished + running < self._trials:
-            with self._clockwork("search"):
-                asked = self._search.ask()
-                if asked is None or asked.number not in self._untold:
-                    return asked
-                _tell(self._search, asked, self._untold[asked.number])
-        return None
-
-    def again(self, members: list[Member]) -> None:
-        """Put the trials of lost members at the front."""
-        self._waiting.extendleft(member.asked for member in reversed(members))
+    def __call__(self, members: Members | None) -> float:
+        """Return what is left; what others have spent is looked up now and then."""
+        if self._total == math.inf:
+            return math.inf
+        mine = members.seconds if members is not None else 0.0
+        if time.monotonic() - self._looked > _LOOK_EVERY:
+            with self._clockwork("store"):
+                self._known, self._mine = self._spent(), mine
+            self._looked = time.monotonic()
+        return self._total - self._known - (mine - self._mine)
 
 
 def _most(members: Members, search: Search, trials: int, population: Population | None) -> float:
     """Return how many members may train at once; a population is filled when it is empty."""
     if population is None:
         return math.inf
-    if len(members) or members.lost:
-        return len(members) + len(members.lost)
+    if len(members):
+        return len(members)
     counts = search.counts()
     # What a death left running was one population, and begins again as one.
     return max(population.size(trials - search.finished), counts.running)
 
 
-def _fork(members: Members, search: Search, moves: Sequence[Move]) -> None:
-    """Put copies into the slots that became free for them."""
-    for move in moves:
-        if members.lost:  # memory ran out, and who was to be copied starts again
-            return
-        asked = search.fork(move.name, move.plan)
-        if asked is not None:
-            members.fork(move.source, asked)
-
-
-def _fill(members: Members, queue: _Queue, most: float) -> None:
-    """Start trials in the free slots; those that were lost start again."""
-    while True:
-        lost, members.lost = members.lost, []
-        queue.again(lost)
-        if not members.free or len(members) >= most or (asked := queue.next(len(members))) is None:
-            return
-        members.start(asked.plan, asked.name or "trial", asked)
+def _release(members: Members, search: Search) -> None:
+    """Give up the trials whose members no longer train here; whoever comes next takes them."""
+    for member in members.gone:
+        search.release(member.asked.number)
+    members.gone.clear()
 
 
 def _out_of_time(members: Members, ends: list[End]) -> list[End]:
     ended = {end.slot for end in ends}
     message = "stopped: the time budget is used up"
     return [End(slot, "failed", None, message) for slot in members if slot not in ended]
-
-
-def _tell(search: Search, asked: Asked, end: End) -> None:
-    state = "fail" if end.state == "failed" else end.state
-    values = end.values if end.state == "complete" else None
-    search.tell(asked.number, values, state, end.message)

@@ -6,10 +6,11 @@ from typing import Any
 
 from droptune import gap
 from droptune.errors import StudyError, TrainingError
+from droptune.keeping import Keeping
 from droptune.plan import Plan
 from droptune.search import Asked
 from droptune.space import CONTROL
-from droptune.store import Store
+from droptune.store import Claims, Store
 from droptune.trainers import Scores, Trainer, is_out_of_memory
 from droptune.watch import Clockwork
 
@@ -27,6 +28,7 @@ class Member:
         arm: "trial", or the name of the plan.
         asked: its trial; None in confirmation.
         clock: of the block, when it entered.
+        key: what it is called in a checkpoint.
         epochs: how many it has trained.
         seconds: how long that took.
         metrics: of its last epoch.
@@ -37,6 +39,7 @@ class Member:
     arm: str
     asked: Asked | None = None
     clock: int = 0
+    key: str = ""
     epochs: int = 0
     seconds: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -58,7 +61,7 @@ class Members:
     """Trains members side by side, block after block, and keeps the record of their runs.
 
     When memory runs out, all members are lost and the trainer is made anew with half the
-    slots; `lost` then holds what has to start again.
+    slots.
 
     Args:
         store: where runs and curves go.
@@ -69,12 +72,13 @@ class Members:
         make_trainer: makes trainers.
         folds: how many blocks differ in their rows; each needs a trainer of its own.
         most: slots that are of use; None: as many as suit.
+        keeping: where states are kept; None: nowhere.
         clockwork: where time is counted.
         say: is given a line when memory runs out, and on how the control fits.
 
     Attributes:
         seconds: of training so far, of all members together.
-        lost: members that have to start again; whoever starts them clears it.
+        gone: members that no longer train here, and have not ended; whoever sees them clears it.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Members:
         make_trainer: MakeTrainer,
         folds: int,
         most: int | None,
+        keeping: Keeping | None,
         clockwork: Clockwork,
         say: Callable[[str], object],
     ) -> None:
@@ -95,8 +100,10 @@ class Members:
         self._objectives, self._epochs = objectives, epochs
         self._make_trainer, self._clockwork, self._say = make_trainer, clockwork, say
         self._folds, self._block = folds, 0
+        self._keeping, self._claims = keeping, Claims(store, study_id)
         self._slots: dict[int, Member] = {}
-        self.lost: list[Member] = []
+        self._entered: dict[int, Mapping[str, Any] | None] = {}
+        self.gone: list[Member] = []
         self.seconds = 0.0
         with clockwork("training"):
             self._trainer: Trainer = make_trainer(most, 0)
@@ -117,6 +124,11 @@ class Members:
         return len(self) < self._trainer.slots
 
     @property
+    def trials(self) -> set[int]:
+        """Numbers of the trials that train."""
+        return {member.asked.number for member in self._slots.values() if member.asked}
+
+    @property
     def ages(self) -> list[int]:
         """How many epochs each member has trained."""
         return [member.epochs for member in self._slots.values()]
@@ -132,12 +144,40 @@ class Members:
                 self._trainer = self._make_trainer(slots, block)
             self._trainer.begin(seed)
 
-    def start(self, plan: Plan, arm: str, asked: Asked | None = None) -> None:
-        """Put a new member into a free slot, and its run into the store."""
+    def enter(
+        self,
+        plan: Plan,
+        arm: str,
+        asked: Asked | None = None,
+        before: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Claim a run of a plan for a free slot; `start` begins to train it.
+
+        Args:
+            plan: to train.
+            arm: its name, or "trial".
+            asked: its trial; None in confirmation.
+            before: the run that it goes on from, which has a checkpoint; None: it begins.
+        """
         slot, clock = self._free_slot(), self._trainer.clock
+        if before is not None and before["slot"] in self._free_slots():
+            slot, clock = before["slot"], before["clock"]
         run = self._start_run(slot, plan, arm, asked, clock)
-        self._slots[slot] = Member(run, plan, arm, asked, clock)
-        self._call("start", slot, plan)
+        key = f"block {self._block} {arm}" if asked is None else f"trial {asked.number}"
+        self._slots[slot] = Member(run, plan, arm, asked, clock, key=key)
+        self._entered[slot] = before
+        if before is not None:  # should this worker die before it has kept anything
+            self._claims.keep([run], before["checkpoint"]["name"])
+
+    def start(self) -> None:
+        """Begin to train what has entered: from the states that were kept, or from the start."""
+        entered, self._entered = self._entered, {}
+        going_on = {slot: before for slot, before in entered.items() if before is not None}
+        if going_on:
+            self._restore(going_on)
+        for slot in entered:
+            if slot in self._slots and slot not in going_on:
+                self._call("start", slot, self._slots[slot].plan)
 
     def fork(self, source: int, asked: Asked) -> None:
         """Put a copy of a member into a free slot, to train on by the plan of another trial.
@@ -149,11 +189,15 @@ class Members:
         with self._clockwork("store"), self._store.transaction():
             run = self._start_run(slot, asked.plan, arm, asked, twin.clock)
             self._store.copy_curve(twin.run, run)
-        self._slots[slot] = Member(run, asked.plan, arm, asked, twin.clock, twin.epochs)
+        key = f"trial {asked.number}"
+        self._slots[slot] = Member(run, asked.plan, arm, asked, twin.clock, key, twin.epochs)
         self._call("copy", source, slot, asked.plan)
 
+    def _free_slots(self) -> list[int]:
+        return [slot for slot in range(self._trainer.slots) if slot not in self._slots]
+
     def _free_slot(self) -> int:
-        return next(s for s in range(self._trainer.slots) if s not in self._slots)
+        return self._free_slots()[0]
 
     def epoch(self) -> tuple[Mapping[int, Scores], list[End]]:
         """Train all members for an epoch; nothing is stored before `record`.
@@ -182,45 +226,121 @@ class Members:
                         return {}, []
         return scores, ends
 
-    def record(self, scores: Mapping[int, Scores], ends: Sequence[End]) -> list[Member]:
+    def record(self, scores: Mapping[int, Scores], ends: Sequence[End]) -> list[tuple[Member, End]]:
         """Store an epoch and its ends in one transaction, and free the slots that ended.
 
+        Of members whose runs were taken by another worker, for this one was thought dead,
+        nothing is stored; they are `gone`.
+
         Returns:
-            the members that ended, in the order of `ends`.
+            the members that ended, each with its end.
         """
         bins = {end.slot: {"reliability": end.reliability} for end in ends if end.reliability}
-        rows = [
-            (
-                self[slot].run,
-                self[slot].epochs,
-                score.train_loss,
-                score.metrics | bins.get(slot, {}),
-            )
-            for slot, score in scores.items()
-        ]
 
         # The bins stand beside the metrics of the last epoch, the only JSON that a curve has.
-        def write() -> None:
+        def write() -> set[int]:
+            held = self._claims.held(member.run for member in self._slots.values())
+            rows = [
+                (run, self[slot].epochs, score.train_loss, score.metrics | bins.get(slot, {}))
+                for slot, score in scores.items()
+                if (run := self[slot].run) in held
+            ]
             self._store.record(rows)
+            cost = [(m.run, m.epochs, m.seconds) for m in self._slots.values() if m.run in held]
+            self._claims.progress(cost)
             for end in ends:
-                self._end_run(self[end.slot], end.state, end.message, end.test)
+                if self[end.slot].run in held:
+                    self._end_run(self[end.slot], end.state, end.message, end.test)
+            return held
 
         with self._clockwork("store"):
-            self._store.write(write)
-        for end in ends:
+            held = self._store.write(write)
+        taken = [slot for slot, member in self._slots.items() if member.run not in held]
+        for slot in taken:
+            self._trainer.stop(slot)
+            self.gone.append(self._slots.pop(slot))
+        if taken:
+            self._say(
+                f"{len(taken)} runs were taken over by another worker, for which this one had "
+                f"given no sign of life; it goes on with {len(self._slots)}"
+            )
+        stored = [end for end in ends if end.slot in self._slots]
+        for end in stored:
             self._trainer.stop(end.slot)
-        return [self._slots.pop(end.slot) for end in ends]
+        return [(self._slots.pop(end.slot), end) for end in stored]
 
     def interrupt(self) -> None:
-        """Store that all members were interrupted, and drop them."""
+        """Hand all members back: whoever claims them next goes on from where they are kept."""
 
         def write() -> None:
+            held = self._claims.held(member.run for member in self._slots.values())
             for member in self._slots.values():
-                self._end_run(member, "interrupted")
+                if member.run in held:
+                    self._end_run(member, "interrupted")
 
         with self._clockwork("store"):
             self._store.write(write)
         self._slots.clear()
+
+    def keep_if_due(self) -> None:
+        """Keep the members' states if that was not done for a while."""
+        if self._keeping is not None and self._keeping.due:
+            self.keep()
+
+    def keep(self) -> None:
+        """Write the states of all members to files from which another process can go on."""
+        if self._keeping is None or not self._slots:
+            return
+        with self._clockwork("training"):
+            saved = self._trainer.save()
+        if saved is None:  # the user's own code trains, which keeps its state to itself
+            return
+        of = {member.key: [slot, member.epochs] for slot, member in self._slots.items()}
+        with self._clockwork("store"):
+            if self._keeping.save(saved, {"trainer": self._trainer.name, "members": of}):
+                runs = [member.run for member in self._slots.values()]
+                self._store.write(lambda: self._claims.keep(runs, self._keeping.name))
+
+    def _restore(self, entered: Mapping[int, Mapping[str, Any]]) -> None:
+        """Go on from the states that a worker kept; hand back what cannot go on from there.
+
+        Args:
+            entered: slot -> the run before; all of the same checkpoint.
+        """
+        known = self._restored(next(iter(entered.values()))["checkpoint"]["name"])
+        going = {s for s in entered if known.get(self[s].key, (None,))[0] == s}
+        for slot, _ in known.values():
+            if slot not in going:
+                self._trainer.stop(slot)
+
+        def write() -> None:
+            for slot, before in entered.items():
+                if slot in going:
+                    self[slot].epochs = known[self[slot].key][1]
+                    self._store.copy_curve(before["id"], self[slot].run, self[slot].epochs)
+                else:
+                    self._claims.keep([self[slot].run], None)
+                    self._end_run(self[slot], "interrupted")
+
+        with self._clockwork("store"):
+            self._store.write(write)
+        self.gone += [self._slots.pop(slot) for slot in entered if slot not in going]
+        if going:
+            self._say(f"{len(going)} runs go on where another worker, or an earlier call, left off")
+
+    def _restored(self, name: str) -> dict[str, tuple[int, int]]:
+        """Restore the trainer; return member -> slot and epochs, empty if there is no way."""
+        found = self._keeping.load(name) if self._keeping is not None else None
+        if found is None or found[1].get("trainer") != self._trainer.name:
+            return {}
+        try:
+            with self._clockwork("training"):
+                self._trainer.restore(found[0])
+        except TrainingError as error:  # this trainer has fewer slots
+            self._say(f"{error}; its members begin again")
+            self._trainer.begin(self._seed)
+            return {}
+        return found[1]["members"]
 
     def _start_run(self, slot: int, plan: Plan, arm: str, asked: Asked | None, clock: int) -> int:
         with self._clockwork("store"):
@@ -303,7 +423,7 @@ class Members:
     def _narrow(self) -> None:
         """Make the trainer anew with half the slots, at the same clock of the same block."""
         before, clock = self._trainer.slots, self._trainer.clock
-        self.lost += self._slots.values()
+        self.gone += self._slots.values()
         self.interrupt()
         del self._trainer  # its memory is needed
         self._say(f"out of memory at {before} members at once; goes on with {before // 2}")

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from droptune import settings
 from droptune.answer import Result, confirmed, unconfirmed
+from droptune.checkpoints import Checkpoints
 from droptune.confirmation import Confirmation, make_arms, merged
 from droptune.definition import all_kinds, check_same, environment
 from droptune.design import Outcome
+from droptune.dispatch import Desk
+from droptune.keeping import Keeping
 from droptune.kinds import derive
+from droptune.lease import Lease
 from droptune.loop import Loop
 from droptune.population import Population
 from droptune.progress import Progress
@@ -29,7 +33,7 @@ from droptune.trainers import (
 )
 from droptune.verdict import Rules
 from droptune.warm import new_seeds, stored_seeds
-from droptune.watch import Clockwork, Interrupt
+from droptune.watch import Clockwork, Idle, Interrupt
 
 if TYPE_CHECKING:
     from droptune.study import Study
@@ -44,8 +48,10 @@ _COMPANY = 10
 class Optimization:
     """One call of `optimize`."""
 
-    def __init__(self, study: "Study", shown: Progress, interrupt: Interrupt) -> None:
-        self.study, self.shown, self.interrupt = study, shown, interrupt
+    def __init__(
+        self, study: "Study", shown: Progress, interrupt: Interrupt, waits: float = True
+    ) -> None:
+        self.study, self.shown, self.interrupt, self.waits = study, shown, interrupt, waits
         self.clockwork = Clockwork()
         self.fixed = study.space.fixed_plans(study.as_given())
         self.kinds = all_kinds(study.space, self.fixed.values())
@@ -66,23 +72,30 @@ class Optimization:
                 f"not tried, for they fit all sites of no role: {', '.join(unused)} "
                 "(`droptune sites` lists what fits)"
             )
-        with Store(self.study.url) as store:
-            self.store = store
-            with self.clockwork("store"):
-                stored = store.study(self.study.name)
-                # Also for a new study: a database that refuses to be written is found out here.
-                store.interrupt_runs(stored["id"] if stored else 0)
-                self._seed(stored)
-            if stored is not None:
-                check_same(self.study.name, stored["definition"], self.definition)
-            # Refuses what it cannot do before anything is stored.
-            with self.clockwork("search"), store.alone():
-                self.search = self._open_search(stored)
+        with Store(self.study.url) as store, Lease(store, str(self.device)) as lease:
+            self.store, self.shown = store, lease.shown(self.shown)
+            with self.clockwork("store"), store.exclusive(self.study.name):
+                self._open(lease)
             try:
-                self.study_id = self._record(stored)
-                return self._search_and_confirm()
+                return self._search_and_confirm(lease)
             finally:
                 self.search.close()
+
+    def _open(self, lease: Lease) -> None:
+        """Make or open the study; other workers of it do so before or after."""
+        stored = self.store.study(self.study.name)
+        self._seed(stored)
+        if stored is not None:
+            check_same(self.study.name, stored["definition"], self.definition)
+        # Refuses what it cannot do before anything is stored.
+        with self.store.alone():
+            self.search = self._open_search(stored)
+        try:
+            self.study_id = lease.study_id = self._record(stored)
+            lease.beat()
+        except BaseException:
+            self.search.close()
+            raise
 
     def _seed(self, stored: Mapping[str, Any] | None) -> None:
         """Add the plans of earlier studies to what is tried first, and to the definition."""
@@ -101,9 +114,6 @@ class Optimization:
 
     def _open_search(self, stored: Mapping[str, Any] | None) -> Search:
         study = self.study
-        curves = {}
-        if stored is not None and study.pruner == PAIRED:
-            curves = self.store.search_curves(stored["id"], study.objectives[0])
         return Search(
             driver_url(study.url),
             study.name,
@@ -114,37 +124,46 @@ class Optimization:
             seed=study.seed,
             epochs=study.epochs,
             rungs=sorted(settings.rungs(study.epochs, study.pruner)),
-            curves=curves,
+            curves=self._curves,
             prepare_engine=partial(prepare_engine, url=study.url),
             patience=study.patience,
         )
 
+    def _curves(self) -> Mapping[int, Sequence[float]]:
+        """Return trial -> the first objective by epoch, of the complete trials."""
+        stored = self.store.study(self.study.name) if self.study.pruner == PAIRED else None
+        if stored is None:
+            return {}
+        return self.store.search_curves(stored["id"], self.study.objectives[0])
+
     def _record(self, stored: Mapping[str, Any] | None) -> int:
         """Make the store ready for runs; return the study's id in it."""
-        with self.clockwork("store"):
-            if stored is None:
-                sites = [site.to_json() for site in self.study.space.sites]
-                study_id = self.store.create_study(
-                    self.study.name, self.definition, environment(), sites
-                )
-            else:
-                study_id = stored["id"]
-        with self.clockwork("search"):
-            for name, plan in self.fixed.items():
-                self.search.enqueue(name, plan)
+        if stored is None:
+            sites = [site.to_json() for site in self.study.space.sites]
+            study_id = self.store.create_study(
+                self.study.name, self.definition, environment(), sites
+            )
+        else:
+            study_id = stored["id"]
+        for name, plan in self.fixed.items():
+            self.search.enqueue(name, plan)
         return study_id
 
-    def _search_and_confirm(self) -> Result:
+    def _search_and_confirm(self, lease: Lease) -> Result:
         study = self.study
+        desk = Desk(self.store, self.study_id, study.name, self.clockwork)
         loop = Loop(
             self.study_id,
             self.store,
+            desk,
             study.objectives,
             study.epochs,
             self._make_trainer,
             self.shown,
             self.interrupt,
             self.clockwork,
+            Idle(self.waits),
+            self._keeping(lease),
             folds=study.data.blocks if study.data is not None else 1,
             unit=_unit(study, study.objectives[0]),
         )
@@ -159,13 +178,17 @@ class Optimization:
         )
         if before < self.search.finished < study.trials and (said := self._impatient()):
             self.shown.message(said)
-        found = [self._confirmation(index) for index in range(len(study.objectives))]
-        blocks = merged(confirmation.blocks() for confirmation in found)
-        trained = loop.confirm(blocks, lambda n: block_seed(study.seed, n))
+        with desk.alone():
+            self.search.sync()
+            found = [self._confirmation(index) for index in range(len(study.objectives))]
+        trained = loop.confirm(
+            lambda ahead: merged(confirmation.wanted(ahead) for confirmation in found),
+            lambda number: block_seed(study.seed, number),
+        )
         finished_before = self.search.finished == before and not trained
         outcomes = [confirmation.outcome() for confirmation in found]
         answers = [self._answer(index, outcome) for index, outcome in enumerate(outcomes)]
-        with self.clockwork("store"):
+        with desk.alone():
             for answer, direction in zip(answers, study.directions, strict=True):
                 self._save(answer, direction)
             fits = self.store.control_fit(self.study_id)
@@ -178,6 +201,11 @@ class Optimization:
             finished_before=finished_before,
             seconds=dict(self.clockwork.seconds),
         )
+
+    def _keeping(self, lease: Lease) -> Keeping | None:
+        """Return where this worker keeps the states of what it trains."""
+        checkpoints = Checkpoints(default_folder(self.study.url))
+        return Keeping(checkpoints, f"{self.study_id}-{lease.worker}", self.shown.message)
 
     def _population(self) -> Population | None:
         study = self.study

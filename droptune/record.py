@@ -135,7 +135,33 @@ class Record:
                 raise self._other_process()
 
         with self._storing("store the result of a trial of study"):
-            again(work)
+            try:
+                again(work)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                # Another worker found the run that ended so, and was first to tell it.
+                if not self._ended_so(trial_id, state, values):
+                    raise
+
+    def changed(self, known: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Return the stored trials, not to be changed, that are further than the known ones.
+
+        Args:
+            known: the trials from number 0 on.
+        """
+        with self._storing("read study"):
+            stored = self._store.get_all_trials(self._study_id, deepcopy=False)
+        self._ids |= {trial.number: trial._trial_id for trial in stored[len(known) :]}
+        new = [
+            one
+            for one, here in zip(stored, known, strict=False)
+            if one.state != here.state and not here.state.is_finished()
+        ]
+        return new + list(stored[len(known) :])
+
+    def rungs(self, number: int) -> dict[int, float]:
+        """Return epoch -> value of what was reported of a trial."""
+        with self._storing("read a trial of study"):
+            return dict(self._rdb.get_trial(self._ids[number]).intermediate_values)
 
     def close(self) -> None:
         """Give the connections back."""

@@ -136,6 +136,9 @@ SAMPLERS = tuple(_SAMPLERS)
 #: Those that take several objectives: CMA-ES of Optuna does not, nor does AutoDropout's policy.
 SEVERAL = ("tpe", "gp", "qmc", "random", "grid")
 REFINING = ("tpe", "gp")
+#: Those that keep nothing between trials but their generator: each trial gets one of its own
+#: seed, so that what is proposed depends on the trials before it and not on who asked for them.
+FRESH = ("tpe", "random")
 #: The pruner of paired.py, which is no pruner of Optuna.
 PAIRED = "paired"
 PRUNERS = ("none", PAIRED, "median", "hyperband", "successive-halving")

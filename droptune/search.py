@@ -5,26 +5,25 @@ all that knows Optuna, but for importance.py, which looks back; optimize.py is i
 
 A study lives twice. An in-memory Optuna study is the sampler's working copy (working.py), for it
 answers in a fraction of the time; Optuna's tables in the database (record.py) are the durable
-record, written first: what the working copy knows of a finished trial is stored. One process
-works on a study at a time; a number that is not the expected one shows that there is another.
+record, written first: what the working copy knows of a finished trial is stored. What other
+workers have stored `sync` takes over; a number that is not the expected one shows a process
+that keeps to no such order, such as one of Optuna's own.
 """
 
 import math
-from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from droptune.errors import StudyError
-from droptune.finalists import Tried, expected, promising
 from droptune.paired import Paired
-from droptune.patience import Outlook, Patience
 from droptune.plan import Plan
-from droptune.ranking import Result, finalists, ranked
 from droptune.record import Record
 from droptune.samplers import (
+    FRESH,
     PAIRED,
     PRUNERS,
     SAMPLERS,
@@ -37,18 +36,10 @@ from droptune.samplers import (
     quiet,
     recall_cmaes,
 )
+from droptune.trials import MESSAGE, NAME, PLAN, STATES, Counts, Trials
 from droptune.working import RUNG, WorkingCopy
 
 __all__ = ["PAIRED", "PRUNERS", "SAMPLERS", "SEVERAL", "Asked", "Counts", "Search"]
-
-# User attributes of a trial: the name and the exact plan of a fixed one, and why it failed.
-NAME, PLAN, MESSAGE = "name", "plan", "message"
-
-_STATES = {
-    "complete": TrialState.COMPLETE,
-    "pruned": TrialState.PRUNED,
-    "fail": TrialState.FAIL,
-}
 
 
 @dataclass(frozen=True)
@@ -60,18 +51,7 @@ class Asked:
     name: str | None = None
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Number of trials by state."""
-
-    complete: int
-    pruned: int
-    failed: int
-    running: int
-    waiting: int
-
-
-class Search:
+class Search(Trials):
     """The trials of one study: opened or created in the store, asked for and told.
 
     Args:
@@ -87,7 +67,8 @@ class Search:
         epochs: of a full training.
         rungs: rising epochs, counted from 1, at which trials are compared; `paired` finds its
             own, and is reported every epoch.
-        curves: of `paired`: trial -> the objective by epoch, of the stored complete trials.
+        curves: of `paired`: returns trial -> the objective by epoch, of the stored complete
+            trials.
         prepare_engine: called with Optuna's SQLAlchemy engine before its first use, to set
             the connections up as the rest of droptune has them.
         patience: the sampler is asked for no more when so many more trials are expected to
@@ -110,48 +91,63 @@ class Search:
         seed: int = 0,
         epochs: int,
         rungs: Sequence[int] = (),
-        curves: Mapping[int, Sequence[float]] | None = None,
+        curves: Callable[[], Mapping[int, Sequence[float]]] = dict,
         prepare_engine: Callable[[Any], object] | None = None,
         patience: int = 0,
     ) -> None:
-        self._directions = (direction,) if isinstance(direction, str) else tuple(direction or ())
-        check_names(sampler, pruner, len(self._directions))
-        check_numbers(self._directions, seed, epochs, rungs)
-        self._name, self._space = name, space
+        directions = (direction,) if isinstance(direction, str) else tuple(direction or ())
+        check_names(sampler, pruner, len(directions))
+        check_numbers(directions, seed, epochs, rungs)
+        self._name, self._space, self._epochs = name, space, epochs
         self._rungs = frozenset(rungs if pruner != "none" else ())
-        self._plans: dict[int, Plan] = {}
-        self._epochs = epochs
-        sites = [site.name for site in space.sites] if pruner == PAIRED else []
-        self._paired = Paired(epochs, self._directions[0], sites, self._plan_of) if sites else None
-        for number, curve in (curves or {}).items() if self._paired else ():
-            self._paired.complete(number, curve)
-        self._patience = Patience(patience)
-        #: At so many complete trials: number -> what its plan is expected to reach.
-        self._hopes: tuple[int, dict[int, float]] = 0, {}
         with quiet():
             probe = FixedTrial(space.encode(Plan.none()))
             space.suggest(probe)
-            self._parameters = probe.distributions
+            settings = {"space": probe.distributions, "settled": space.settled}
+            self._make_sampler = partial(make_sampler, sampler, seed, **settings, finer=space.finer)
             self._pruner = make_pruner(pruner, tuple(rungs), epochs)
-            # Refused, if it is to be refused, before anything is stored.
-            make_sampler(sampler, seed, 0, self._parameters, space.settled, space.finer)
-        self._record = Record(url, name, self._directions, prepare_engine)
+            self._make_sampler(0)  # refused, if it is to be refused, before anything is stored
+        super().__init__(self._copied, space.suggest, probe.distributions, directions, patience)
+        self._record = Record(url, name, directions, prepare_engine)
         try:
             trials = self._record.trials
             self._check_space(trials)
             with quiet():
-                self._sampler = make_sampler(
-                    sampler, seed, len(trials), self._parameters, space.settled, space.finer
-                )
+                self._sampler = self._make_sampler(len(trials))
                 if sampler == "cmaes":
-                    recall_cmaes(trials, self._directions[0])
-                self._copy = WorkingCopy(
-                    name, self._directions, self._sampler, self._pruner, trials
-                )
+                    recall_cmaes(trials, directions[0])
+                self._copy = WorkingCopy(name, directions, self._sampler, self._pruner, trials)
+            sites = [site.name for site in space.sites] if pruner == PAIRED else []
+            self._paired = Paired(epochs, directions[0], sites, self._plan_of) if sites else None
+            self._curves = curves
+            self._learn_curves()
         except BaseException:
             self.close()
             raise
-        self._orphans = deque(t.number for t in trials if t.state == TrialState.RUNNING)
+        self._fresh = sampler in FRESH and not space.finer
+        #: Trials that were asked for here and not yet told.
+        self._mine: set[int] = set()
+
+    def sync(self) -> None:
+        """Take over what other workers have stored since.
+
+        Whoever asks, or begins a trial, does so right after it and keeps the others out from
+        before it on: the number of the next trial is then known, and the budget is not passed.
+        """
+        changed = self._record.changed(self._copy.trials())
+        with quiet():
+            for trial in changed:
+                self._copy.take(trial)
+        self._mine -= {trial.number for trial in changed if trial.state.is_finished()}
+        if any(trial.state == TrialState.COMPLETE for trial in changed):
+            self._learn_curves()
+
+    def _copied(self) -> list[FrozenTrial]:
+        return self._copy.trials()
+
+    def _learn_curves(self) -> None:
+        for number, curve in self._curves().items() if self._paired else ():
+            self._paired.complete(number, curve)
 
     def enqueue(self, name: str, plan: Plan) -> int:
         """Put a fixed plan in line; `ask` gives exactly this plan before the sampler's.
@@ -175,7 +171,9 @@ class Search:
         """
         if any(self._plan(trial) == plan for trial in self._copy.trials()):
             return None
-        return self._asked(self._copy.trial(self._add(name, plan, TrialState.RUNNING)))
+        number = self._add(name, plan, TrialState.RUNNING)
+        self._mine.add(number)
+        return self._asked(self._copy.trial(number))
 
     def _add(self, name: str, plan: Plan, state: TrialState) -> int:
         """Store a trial with a fixed plan; return its number."""
@@ -192,22 +190,47 @@ class Search:
         self._copy.study.add_trial(template)
         return number
 
-    def ask(self) -> Asked | None:
+    def orphans(self, live: Collection[int] = ()) -> list[int]:
+        """Return the running trials that are neither of this search nor live, by number."""
+        taken = self._mine.union(live)
+        running = (t.number for t in self._copy.trials() if t.state == TrialState.RUNNING)
+        return [number for number in running if number not in taken]
+
+    def adopt(self, number: int) -> Asked:
+        """Return an orphan, to be told from here; what it has reported is forgotten."""
+        self._mine.add(number)
+        return self._asked(self._copy.trial(number))
+
+    def release(self, number: int) -> None:
+        """Give a trial up: another worker has it now."""
+        self._mine.discard(number)
+
+    def recall(self, number: int) -> None:
+        """Take over what a trial has reported, to tell it without training it."""
+        for epoch, value in self._record.rungs(number).items():
+            self._copy.report(number, epoch, value)
+
+    def ask(self, live: Collection[int] = ()) -> Asked | None:
         """Return the next trial to train, or None if nothing is left or patience is over.
 
         Trials that a dead process left RUNNING come first, under their numbers, so that the
         total budget stays exact; then fixed plans in their order; then the sampler's. The
         trial is stored as RUNNING when this returns.
 
+        Args:
+            live: numbers of the trials that other workers train.
+
         Raises:
             StudyError: another process works on the study.
             StoreError: the trial cannot be stored; open a new Search to go on.
         """
-        if self._orphans:
-            return self._asked(self._copy.trial(self._orphans.popleft()))
-        if self._exhausted() or self._impatient():
+        if left := self.orphans(live):
+            return self.adopt(left[0])
+        if self.over:
             return None
         with quiet():
+            if self._fresh:
+                self._copy.study.sampler = self._make_sampler(len(self._record))
             self._give()
             trial = self._copy.study.ask()
             given = dict(trial.params)
@@ -224,7 +247,13 @@ class Search:
             self._record.start(trial.number, missing)
         else:
             self._record.create(trial.number, self._copy.template(frozen))
+        self._mine.add(trial.number)
         return self._asked(frozen)
+
+    @property
+    def over(self) -> bool:
+        """Whether no new trial is to be had: the grid has no further plan, or patience is over."""
+        return self._exhausted() or self._impatient()
 
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Record the objective at a rung; at other epochs, or without a pruner, do nothing.
@@ -274,10 +303,10 @@ class Search:
             StudyError: the trial is not running, so it may have been told already.
             StoreError: the result cannot be stored.
         """
-        if state not in _STATES:
-            known = ", ".join(_STATES)
+        if state not in STATES:
+            known = ", ".join(STATES)
             raise StudyError(f"a trial cannot end as {state!r}; choose one of {known}")
-        frozen, outcome, values = self._running(number), _STATES[state], None
+        frozen, outcome, values = self._running(number), STATES[state], None
         if outcome == TrialState.COMPLETE:
             if value is None:
                 raise StudyError(f"trial {number} was told as complete without a value; give one")
@@ -296,79 +325,11 @@ class Search:
         with quiet():
             told = values if outcome == TrialState.COMPLETE else None
             self._copy.study.tell(number, told, state=outcome)
+        self._mine.discard(number)
         if self._paired is not None:
             if told:
                 self._paired.add(number, self._epochs, told[0])
             self._paired.end(number)
-
-    @property
-    def finished(self) -> int:
-        """Number of trials that were told, in any state: what the budget counts."""
-        counts = self.counts()
-        return counts.complete + counts.pruned + counts.failed
-
-    def counts(self) -> Counts:
-        """Return the number of trials by state."""
-        states = Counter(trial.state for trial in self._copy.trials())
-        order = (*_STATES.values(), TrialState.RUNNING, TrialState.WAITING)
-        return Counts(*(states[state] for state in order))
-
-    def best(self, objective: int = 0) -> Tried | None:
-        """Return number, plan and value of the best complete trial in an objective, or None."""
-        best = self.ranked(1, objective=objective)
-        return best[0] if best else None
-
-    def ranked(self, k: int, exclude: Collection[Plan] = (), objective: int = 0) -> list[Tried]:
-        """Return up to `k` best complete trials with different plans, see `ranking.ranked`."""
-        return ranked(self._results(), self._directions, k, exclude, objective)
-
-    def finalists(self, k: int, exclude: Collection[Plan] = (), objective: int = 0) -> list[Tried]:
-        """Return up to `k` complete trials with different plans, the most promising first.
-
-        By what their plans are expected to reach, with the best value among them: see
-        droptune/finalists.py. Of trials with the same plan the one with the best value counts.
-        With several objectives those that stand for the front, see `ranking.finalists`.
-
-        Args:
-            k: how many.
-            exclude: plans to pass over, such as those that are confirmed in any case.
-            objective: position of the one whose values are returned.
-        """
-        if len(self._directions) > 1:
-            return finalists(self._results(), self._directions, k, exclude, objective)
-        return promising(self.ranked(10**9, exclude), self._expected(), k)
-
-    def _expected(self) -> dict[int, float]:
-        """Return number -> what its plan is expected to reach, of the complete trials."""
-        numbers = [trial.number for trial in self._complete()]
-        if self._hopes[0] != len(numbers):
-            params, values, _ = zip(*self._told(), strict=True)
-            hopes = expected(self._parameters, params, values)
-            self._hopes = len(numbers), dict(zip(numbers, hopes, strict=True))
-        return self._hopes[1]
-
-    def first(self, plan: Plan, objective: int = 0) -> tuple[int, float] | None:
-        """Return number and value of the first complete trial with a plan, or None.
-
-        For plans that were not chosen for their value: the first is no luckier than another.
-        """
-        found = (one for one in self._results() if one[1] == plan)
-        return next(((number, values[objective]) for number, _, values in found), None)
-
-    def _results(self) -> list[Result]:
-        """Return number, plan and values of the complete trials, by number."""
-        return [(trial.number, self._plan(trial), trial.values) for trial in self._complete()]
-
-    def _complete(self) -> list[FrozenTrial]:
-        return [trial for trial in self._copy.trials() if trial.state == TrialState.COMPLETE]
-
-    def outlook(self) -> Outlook | None:
-        """Return what the next trials are expected to gain; None: no patience, or too early.
-
-        A function of the complete trials alone, so that a study which patience has ended is
-        still ended when it is opened again.
-        """
-        return self._patience.outlook(self._parameters, self._told())
 
     def close(self) -> None:
         """Give the connections back; the Search cannot be used any more."""
@@ -404,11 +365,6 @@ class Search:
         ahead = None if self._copy.waiting() else self.outlook()
         return ahead is not None and ahead.over
 
-    def _told(self) -> list[tuple[dict[str, Any], float, bool]]:
-        """Return parameters, value to be made small, and whether the sampler chose the plan."""
-        sign = 1 if self._directions[0] == "minimize" else -1
-        return [(t.params, sign * t.values[0], PLAN not in t.user_attrs) for t in self._complete()]
-
     def _values(self, number: int, value: float | Sequence[float]) -> list[float]:
         """Return the objectives that a trial is told with; raise a StudyError if some miss."""
         values = list(map(float, value if isinstance(value, Sequence) else [value]))
@@ -424,26 +380,14 @@ class Search:
         if number not in self._record:
             raise StudyError(f"study {self._name!r} has no trial {number}; ask for one first")
         frozen = self._copy.trial(number)
-        if frozen.state != TrialState.RUNNING or number in self._orphans:
-            state = "not asked for again" if number in self._orphans else frozen.state.name
+        if frozen.state != TrialState.RUNNING or number not in self._mine:
+            running = frozen.state == TrialState.RUNNING
+            state = "not asked for again" if running else frozen.state.name
             raise StudyError(
                 f"trial {number} of study {self._name!r} cannot be reported or told, it is"
                 f" {state}; ask for it before, and tell it once"
             )
         return frozen
-
-    def _plan_of(self, number: int) -> Plan:
-        return self._plan(self._copy.trial(number))
-
-    def _plan(self, trial: FrozenTrial) -> Plan | None:
-        """Return the plan of a trial; None if it has no parameters yet."""
-        if trial.number not in self._plans:
-            if PLAN in trial.user_attrs:
-                self._plans[trial.number] = Plan.from_json(trial.user_attrs[PLAN])
-            elif trial.params:
-                with quiet():
-                    self._plans[trial.number] = self._space.suggest(FixedTrial(trial.params))
-        return self._plans.get(trial.number)
 
     def _asked(self, trial: FrozenTrial) -> Asked:
         return Asked(trial.number, self._plan(trial), trial.user_attrs.get(NAME))

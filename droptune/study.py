@@ -303,13 +303,19 @@ class Study:
         trials: int | None = None,
         time: float | str | None = None,
         progress: Progress | None = None,
+        wait: float = True,
     ) -> Result:
         """Search, confirm and judge; goes on where an earlier call ended.
+
+        Other processes may do the same at the same time, on this machine or on another: each
+        takes what nobody else trains, and all return the same answer at the end.
 
         Args:
             trials: total budget of the search in trials.
             time: total budget of the search in seconds, or text such as "10m".
             progress: is told how far it is; None: a display that suits the terminal.
+            wait: for others, when they train all that is left: True, or for how many seconds
+                before NothingFree is raised.
 
         Raises:
             DroptuneError: the study cannot be run; what is stored stays stored.
@@ -319,4 +325,4 @@ class Study:
         study = self.using(**{name: value for name, value in changes.items() if value is not None})
         progress = suitable_progress() if progress is None else progress
         with progress as shown, Interrupt(shown.message) as interrupt:
-            return Optimization(study, shown, interrupt).result()
+            return Optimization(study, shown, interrupt, wait).result()

@@ -1,5 +1,7 @@
 """What is watched while a study runs: Ctrl-C, where the time goes, and how far it is."""
 
+import math
+import random
 import signal
 import threading
 import time
@@ -10,6 +12,10 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from droptune.progress import Progress, Status
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Seconds between two looks whether there is something to train.
+_SHORTEST, _LONGEST = 0.1, 3.0
 
 
 @dataclass
@@ -28,8 +34,43 @@ class Clockwork:
             self.seconds[what] += time.perf_counter() - started
 
 
+class NothingFree(Exception):
+    """Others train all that is left of a study for now; come back later."""
+
+
+class Idle:
+    """Waits while other workers train what is left.
+
+    Args:
+        waits: True: for as long as it takes; else for how many seconds.
+    """
+
+    def __init__(self, waits: float) -> None:
+        self._waits = math.inf if waits is True else waits
+        self._next, self._waited = _SHORTEST, 0.0
+
+    def __call__(self) -> None:
+        """Wait for a moment, longer each time until `over`.
+
+        Raises:
+            NothingFree: this worker is not to wait any longer.
+        """
+        if self._waited >= self._waits:
+            raise NothingFree
+        wait = self._next * random.uniform(0.5, 1)  # not all look at the same moment
+        time.sleep(wait)
+        self._waited += wait
+        self._next = min(2 * self._next, _LONGEST)
+
+    def over(self) -> None:
+        """Note that there was something to train."""
+        self._next, self._waited = _SHORTEST, 0.0
+
+
 class Interrupt:
     """Turns the first Ctrl-C into a wish to stop at the end of the epoch; the second stops now.
+
+    SIGTERM, by which schedulers of clusters ask a process to end, counts as Ctrl-C.
 
     Outside the main thread, where signals cannot be caught, it never wishes.
 
@@ -47,12 +88,13 @@ class Interrupt:
     def __enter__(self) -> "Interrupt":
         self._ours = threading.current_thread() is threading.main_thread()
         if self._ours:
-            self._before = signal.signal(signal.SIGINT, self._wish)
+            self._before = {one: signal.signal(one, self._wish) for one in _SIGNALS}
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._ours:
-            signal.signal(signal.SIGINT, self._before)
+            for one, handler in self._before.items():
+                signal.signal(one, handler)
 
     def _wish(self, number: int, frame: FrameType | None) -> None:
         if self.wished:

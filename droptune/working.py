@@ -5,6 +5,7 @@ that a database takes; record.py is the durable record, which is written first.
 """
 
 from collections.abc import Sequence
+from copy import copy
 
 import optuna
 from optuna.pruners import BasePruner
@@ -50,6 +51,34 @@ class WorkingCopy:
         self._id = self._memory.get_study_id_from_name(name)
         for trial in trials:
             self._add(trial)
+
+    def take(self, trial: FrozenTrial) -> None:
+        """Take over a stored trial that is new, or further than the copy of it.
+
+        Args:
+            trial: as it is stored; it is not changed.
+        """
+        known = self.trials()
+        if trial.number >= len(known):
+            trial = copy(trial)
+            trial.system_attrs = kept(trial.system_attrs)
+            return self._add(trial)
+        trial_id, here, memory = self._trial_id(trial.number), known[trial.number], self._memory
+        for name, value in trial.params.items():
+            if name not in here.params:  # it waited without
+                one = trial.distributions[name]
+                memory.set_trial_param(trial_id, name, one.to_internal_repr(value), one)
+        for key, value in trial.user_attrs.items():
+            memory.set_trial_user_attr(trial_id, key, value)
+        for key, value in kept(trial.system_attrs).items():
+            memory.set_trial_system_attr(trial_id, key, value)
+        if trial.state.is_finished():
+            for epoch, value in trial.intermediate_values.items():
+                memory.set_trial_intermediate_value(trial_id, epoch, value)
+        if here.state == TrialState.WAITING and trial.state != TrialState.WAITING:
+            memory.set_trial_state_values(trial_id, TrialState.RUNNING)
+        if trial.state.is_finished():
+            memory.set_trial_state_values(trial_id, trial.state, trial.values)
 
     def _add(self, trial: FrozenTrial) -> None:
         attributes = dict(trial.system_attrs)

@@ -7,6 +7,9 @@
     schema.py   the tables
     migrate.py  creates and upgrades the tables by the scripts of `alembic/`
     store.py    `Store`, which writes
+    lock.py     what a study's workers do one after the other
+    workers.py  `Workers`: who works, who is dead, and what they left
+    claims.py   `Claims`: who trains what
     reader.py   a read-only connection; of SQLite without SQLAlchemy, for a fast start
     queries.py  `Queries`, the read models of the listings
     drawn.py    `Drawn`, which also reads what a report draws
@@ -20,14 +23,25 @@ needs it is used: `Queries` on a SQLite file never loads SQLAlchemy.
 from importlib import import_module
 
 _HOMES = {
+    "Claims": "claims",
     "Queries": "queries",
     "Store": "store",
+    "Workers": "workers",
     "driver_url": "url",
     "hide": "url",
     "is_shared": "url",
     "prepare_engine": "engine",
 }
-__all__ = ["Queries", "Store", "driver_url", "hide", "is_shared", "prepare_engine"]
+__all__ = [
+    "Claims",
+    "Queries",
+    "Store",
+    "Workers",
+    "driver_url",
+    "hide",
+    "is_shared",
+    "prepare_engine",
+]
 
 
 def __getattr__(name: str) -> object:

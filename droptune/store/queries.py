@@ -27,7 +27,6 @@ from droptune.store.statements import (
     OPTUNA_STUDIES,
     PARAMS,
     SEARCH_CURVES,
-    SEARCH_RUNS,
     SEARCH_SECONDS,
     SITES,
     STUDIES,
@@ -338,11 +337,6 @@ def confirm_runs(reader: Reader, study_id: int) -> list[Row]:
 def designs(reader: Reader, study_id: int) -> list[Row]:
     """Return the designs of a study's confirmations, the first one first."""
     return [row["design"] for row in plain(reader.rows(DESIGNS, study=study_id))]
-
-
-def search_runs(reader: Reader, study_id: int) -> list[Row]:
-    """Return the search runs of a study that are complete or failed, oldest first."""
-    return plain(reader.rows(SEARCH_RUNS, study=study_id))
 
 
 def search_curves(reader: Reader, study_id: int, metric: str) -> dict[int, list[float]]:

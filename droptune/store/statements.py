@@ -75,13 +75,6 @@ CONFIRM_RUNS = """
     WHERE r.study_id = :study AND r.phase = 'confirm' AND r.state IN ('complete', 'failed')
     ORDER BY r.block, r.id
 """
-SEARCH_RUNS = """
-    SELECT r.trial_number, r.state, r.message, c.metrics
-    FROM droptune_run r
-    LEFT JOIN droptune_curve c ON c.run_id = r.id AND c.epoch = r.epochs
-    WHERE r.study_id = :study AND r.phase = 'search' AND r.state IN ('complete', 'failed')
-    ORDER BY r.id
-"""
 CONTROL_METRICS = """
     SELECT c.metrics
     FROM droptune_run r JOIN droptune_curve c ON c.run_id = r.id AND c.epoch = r.epochs

@@ -18,13 +18,13 @@ from droptune.errors import StudyError
 from droptune.retry import again
 from droptune.store import migrate
 from droptune.store.engine import READS, explained, finite, open_engine, storable
+from droptune.store.lock import exclusive
 from droptune.store.queries import (
     Queries,
     confirm_runs,
     control_fit,
     designs,
     search_curves,
-    search_runs,
     search_seconds,
 )
 from droptune.store.reader import EngineReader
@@ -55,6 +55,9 @@ class Store:
         url: a SQLAlchemy database URL, for example `sqlite:///droptune.db`.
         create: make the SQLite file and the tables when there are none.
 
+    Attributes:
+        worker: id of the worker whose runs are started; None: of nobody.
+
     Raises:
         StoreError: the database cannot be opened: a missing folder or file, a file that is
             no database, no permission, or another program that keeps it locked.
@@ -63,6 +66,7 @@ class Store:
 
     def __init__(self, url: str, *, create: bool = True) -> None:
         self.url = url
+        self.worker: int | None = None
         self.url_hidden = hide(url)
         self.engine = open_engine(url, create=create)
         self._local = threading.local()
@@ -138,6 +142,10 @@ class Store:
             lock_tables(connection)
             yield
 
+    def exclusive(self, name: str) -> AbstractContextManager[None]:
+        """Keep the other workers of a study out meanwhile, see `lock.exclusive`."""
+        return exclusive(self.engine, self.url, name)
+
     def create_study(
         self,
         name: str,
@@ -174,7 +182,7 @@ class Store:
                     f"study {name!r} is already in {self}; give another name, or open it to go on"
                 ) from None
             if rows:
-                self._execute(insert(SiteRow), [{**row, "study_id": study_id} for row in rows])
+                self.execute(insert(SiteRow), [{**row, "study_id": study_id} for row in rows])
             return study_id
 
         return self.write(work)
@@ -231,6 +239,7 @@ class Store:
             "trial_number": trial_number,
             "state": "running",
             "started_at": now(),
+            "worker_id": self.worker,
         }
         same = ("study_id", "phase", "arm", "trial_number", "block", "slot", "started_at")
         return self._insert_once(RunRow, values, *same)
@@ -249,15 +258,17 @@ class Store:
             for run, epoch, loss, metrics in rows
         ]
         if values:
-            self._execute(self._insert_curve, values)
+            self.execute(self._insert_curve, values)
 
-    def copy_curve(self, source: int, run: int) -> None:
-        """Give a run the epochs that another has trained so far."""
+    def copy_curve(self, source: int, run: int, epochs: int | None = None) -> None:
+        """Give a run the first epochs that another has trained; None: all so far."""
         curve = CurveRow.__table__
         columns = [column for column in curve.columns if column.name != "run_id"]
         rows = select(literal(run), *columns).where(curve.c.run_id == source)
+        if epochs is not None:
+            rows = rows.where(curve.c.epoch <= epochs)
         names = ["run_id", *(column.name for column in columns)]
-        self._execute(insert(CurveRow).from_select(names, rows))
+        self.execute(insert(CurveRow).from_select(names, rows))
 
     def end_run(
         self,
@@ -287,16 +298,7 @@ class Store:
             "message": None if message is None else storable(message),
             "test": test,
         }
-        self._execute(_END_RUN, values)
-
-    def interrupt_runs(self, study_id: int) -> int:
-        """Mark the runs that a dead process left `running` as `interrupted`.
-
-        Returns:
-            How many there were.
-        """
-        left = (RunRow.study_id == study_id) & (RunRow.state == "running")
-        return self._execute(update(RunRow).where(left).values(state="interrupted")).rowcount
+        self.execute(_END_RUN, values)
 
     def confirm_runs(self, study_id: int) -> list[dict[str, Any]]:
         """Return the finished confirmation runs by block, so that confirmation goes on there.
@@ -306,14 +308,6 @@ class Store:
             epochs, seconds, message, and metrics (of its last epoch, None when it has none).
         """
         return self._read(confirm_runs, study_id)
-
-    def search_runs(self, study_id: int) -> list[dict[str, Any]]:
-        """Return the search runs that are complete or failed, oldest first.
-
-        Returns:
-            trial_number, state, message and metrics (of the last epoch) of each.
-        """
-        return self._read(search_runs, study_id)
 
     def control_fit(self, study_id: int) -> dict[str, Any] | None:
         """Return how no dropout fitted in the search, see `droptune.gap.fit`, or None."""
@@ -371,11 +365,21 @@ class Store:
     def _connection(self) -> Connection | None:
         return getattr(self._local, "connection", None)
 
-    def _execute(self, statement: Any, rows: Any = None) -> Any:
+    def execute(self, statement: Any, rows: Any = None) -> Any:
+        """Return the result of a statement that writes, alone or in the transaction around it."""
         return self.write(lambda: self._connection.execute(statement, rows))
 
+    def rows(self, query: Any) -> list[dict[str, Any]]:
+        """Return the rows of a query."""
+
+        def work(_repeated: bool) -> list[Any]:
+            with self._reading() as connection:
+                return list(connection.execute(query))
+
+        return [dict(row._mapping) for row in again(work)]
+
     def _insert(self, table: Any, values: Mapping[str, Any]) -> int:
-        return self._execute(insert(table.__table__), values).inserted_primary_key[0]
+        return self.execute(insert(table.__table__), values).inserted_primary_key[0]
 
     def _insert_once(self, table: Any, values: Mapping[str, Any], *same: str) -> int:
         """Insert a row, unless an earlier try has; return its id."""
@@ -394,14 +398,8 @@ class Store:
         return self._connection.execute(select(table.id).where(*equal)).scalar()
 
     def _row(self, query: Any) -> dict[str, Any] | None:
-        """Return the only row of a query as a dict, or None."""
-
-        def work(_repeated: bool) -> Any:
-            with self._reading() as connection:
-                return connection.execute(query).one_or_none()
-
-        row = again(work)
-        return None if row is None else dict(row._mapping)
+        """Return the only row of a query, or None."""
+        return next(iter(self.rows(query)), None)
 
     def _read(self, what: Callable[[EngineReader, int], T], study_id: int) -> T:
         return again(lambda _repeated: what(EngineReader(self._reading), study_id))

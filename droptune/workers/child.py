@@ -73,6 +73,7 @@ def main() -> None:
     os.dup2(2, 1)
     sys.stdout = sys.stderr = _Lasting(open(2, "wb", 0, closefd=False), line_buffering=True)
     job = json.loads(sys.stdin.readline())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_watch_parent, daemon=True).start()
     try:
         code = work(job, channel)
@@ -86,7 +87,7 @@ def main() -> None:
 
 
 def work(job: Mapping[str, Any], channel: Channel) -> int:
-    """Run the study of a job until it is done, or has nothing free for `job["linger"]` seconds.
+    """Run the study of a job until it is done, or nothing is free for `job["linger"]` seconds.
 
     Returns:
         The exit code, 0.
@@ -96,22 +97,14 @@ def work(job: Mapping[str, Any], channel: Channel) -> int:
 
     study = load_target(job["target"]).using(**job["options"])
     channel.send("loaded")
-    linger = job.get("linger")
-    give_up = time.monotonic() + (linger or 0)
-    while True:
-        try:
-            result = study.optimize(progress=Told(channel), wait=linger is None)
-        except NothingFree as error:
-            if time.monotonic() >= give_up:
-                channel.send("nothing", text=str(error))
-                return 0
-            time.sleep(min(2.0, linger))
-        else:
-            before = result.finished_before
-            channel.send(
-                "result", answer=result.to_json(), verdict=str(result.verdict), before=before
-            )
-            return 0
+    try:
+        result = study.optimize(progress=Told(channel), wait=job.get("linger", True))
+    except NothingFree:
+        channel.send("nothing")
+        return 0
+    before = result.finished_before
+    channel.send("result", answer=result.to_json(), verdict=str(result.verdict), before=before)
+    return 0
 
 
 class _Lasting(TextIOWrapper):

@@ -28,8 +28,8 @@ class Worker:
 
     Args:
         seat: where it works.
-        job: "target", "options", and "linger": seconds to wait where nothing is free, None: as
-            long as it takes.
+        job: "target", "options", and "linger": seconds to wait where nothing is free; without
+            it as long as it takes.
         events: (worker, event) are put there.
     """
 

@@ -1,0 +1,113 @@
+"""`Claims`: which trials and arms are taken by runs, and which runs are still one's own."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import bindparam, func, select, update
+
+from droptune.store.engine import finite
+from droptune.store.schema import CurveRow, RunRow
+from droptune.store.store import Store
+
+_RUN = RunRow.__table__
+_IN_TRAINING = RunRow.state == "running"
+# Also what it has cost so far: of a run whose worker dies nobody else can tell.
+_PROGRESS = (
+    update(_RUN)
+    .where(RunRow.id == bindparam("run"))
+    .values(epochs=bindparam("trained"), seconds=bindparam("took"))
+)
+
+
+class Claims:
+    """The claims on the trials and arms of one study: its runs in state `running`.
+
+    Args:
+        store: an open one.
+        study_id: in the store.
+    """
+
+    def __init__(self, store: Store, study_id: int) -> None:
+        self._store, self._theirs = store, RunRow.study_id == study_id
+
+    def trials(self) -> set[int]:
+        """Return the numbers of the trials that somebody trains."""
+        query = select(RunRow.trial_number).where(
+            self._theirs, _IN_TRAINING, RunRow.phase == "search"
+        )
+        return {row["trial_number"] for row in self._store.rows(query)}
+
+    def arms(self) -> list[dict[str, Any]]:
+        """Return block, arm and plan of the confirmation runs that somebody trains."""
+        query = select(RunRow.block, RunRow.arm, RunRow.plan).where(
+            self._theirs, _IN_TRAINING, RunRow.phase == "confirm"
+        )
+        return self._store.rows(query)
+
+    def keep(self, runs: Iterable[int], name: str | None) -> None:
+        """Store under which name the states of runs are kept; None: they are not."""
+        value = None if name is None else {"name": name}
+        chosen = update(RunRow).where(RunRow.id.in_(list(runs)))
+        self._store.execute(chosen.values(checkpoint=value))
+
+    def last_arms(self, block: int) -> list[dict[str, Any]]:
+        """Return the last confirmation run of each arm of a block, as `last_runs` does."""
+        newest = (
+            select(func.max(RunRow.id))
+            .where(self._theirs, RunRow.phase == "confirm", RunRow.block == block)
+            .group_by(RunRow.arm)
+        )
+        return self._store.rows(_with_metrics().where(RunRow.id.in_(newest)))
+
+    def last_runs(self, numbers: Collection[int]) -> list[dict[str, Any]]:
+        """Return the last search run of each of these trials.
+
+        Returns:
+            id, trial_number, arm, plan, state, message, slot, clock, checkpoint ({"name": ...} or
+            None), and metrics (of the last epoch, None if there is none).
+        """
+        if not numbers:
+            return []
+        newest = (
+            select(func.max(RunRow.id))
+            .where(self._theirs, RunRow.phase == "search", RunRow.trial_number.in_(numbers))
+            .group_by(RunRow.trial_number)
+        )
+        return self._store.rows(_with_metrics().where(RunRow.id.in_(newest)))
+
+    def held(self, runs: Iterable[int]) -> set[int]:
+        """Return those of one's own runs that nobody has taken; they stay so to the commit.
+
+        Only to be called in a transaction, before what is written of the runs.
+        """
+        query = select(RunRow.id).where(RunRow.id.in_(list(runs)), _IN_TRAINING)
+        return {row["id"] for row in self._store.rows(query.with_for_update())}
+
+    def progress(self, rows: Sequence[tuple[int, int, float]]) -> None:
+        """Store how many epochs runs have trained, and how many seconds that took.
+
+        Args:
+            rows: run id, epochs and seconds of each.
+        """
+        values = [
+            {"run": run, "trained": epochs, "took": finite(took)} for run, epochs, took in rows
+        ]
+        if values:
+            self._store.execute(_PROGRESS, values)
+
+
+def ended(run: Mapping[str, Any]) -> bool:
+    """Tell whether a run has come to its end; else its trial is to be trained again."""
+    return run["state"] in ("complete", "pruned", "failed")
+
+
+def _with_metrics() -> Any:
+    last = select(func.max(CurveRow.epoch)).where(CurveRow.run_id == RunRow.id).scalar_subquery()
+    metrics = (
+        select(CurveRow.metrics)
+        .where(CurveRow.run_id == RunRow.id, CurveRow.epoch == last)
+        .scalar_subquery()
+    )
+    columns = ("id", "trial_number", "arm", "plan", "state", "message", "slot", "clock")
+    columns += ("checkpoint",)
+    return select(*(_RUN.c[name] for name in columns), metrics.label("metrics"))

@@ -1,0 +1,82 @@
+"""One process at a time: what a study's workers do one after the other.
+
+The lock ends with the process that holds it, however that ends: the kernel gives back the lock
+of a file, and a server that of a lost connection.
+"""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from filelock import FileLock, Timeout
+from sqlalchemy import Connection, Engine, text
+
+from droptune.errors import StoreError
+from droptune.retry import PATIENCE, again
+from droptune.store.engine import explained
+from droptune.store.url import hide
+
+_STUDIES = int.from_bytes(b"stdy")  # the first half of the lock's number
+
+
+@contextmanager
+def exclusive(engine: Engine, url: str, name: str) -> Iterator[None]:
+    """Keep other processes out of blocks of the same study meanwhile.
+
+    On SQLite it is the lock of a file beside the database, on PostgreSQL an advisory lock. A
+    database in memory is its process's own, and needs none.
+
+    Args:
+        engine: of the database.
+        url: of the same, for messages.
+        name: of the study.
+
+    Raises:
+        StoreError: another process holds the lock for longer than a minute.
+    """
+    if engine.dialect.name == "sqlite":
+        with _file_lock(engine.url.database, url):
+            yield
+        return
+    connection = again(lambda _repeated: _locked(engine, url, name))
+    try:
+        yield
+    finally:
+        with explained(url):
+            connection.rollback()
+            connection.close()
+
+
+@contextmanager
+def _file_lock(path: str | None, url: str) -> Iterator[None]:
+    if path in (None, "", ":memory:"):
+        yield
+        return
+    lock = FileLock(f"{path}-lock")
+    try:
+        with lock.acquire(timeout=PATIENCE, poll_interval=0.005):
+            yield
+    except Timeout:
+        raise StoreError(
+            f"another process has held the lock of {hide(url)} for {PATIENCE:g} s; look for one "
+            "that is stopped (`droptune status` lists workers), end it, and run this again"
+        ) from None
+    except OSError as error:
+        raise StoreError(
+            f"{path!r} cannot be locked ({error.strerror}); its folder must be writable"
+        ) from error
+
+
+def _locked(engine: Engine, url: str, name: str) -> Connection:
+    """Return a connection whose transaction holds the study's lock."""
+    key = zlib.crc32(name.encode()) - 2**31  # two studies of one number only wait for each other
+    with explained(url):
+        connection = engine.connect()
+        try:
+            connection.execute(
+                text("SELECT pg_advisory_xact_lock(:kind, :key)"), {"kind": _STUDIES, "key": key}
+            )
+        except BaseException:
+            connection.close()
+            raise
+        return connection

@@ -1,0 +1,113 @@
+"""`Workers`: who works on the studies of a store, who of them is dead, and what they left.
+
+A worker shows that it lives by writing the time of the database's clock, so that the clocks of
+the machines do not matter. If the database's own clock jumps, a living worker looks dead until
+its next sign of life: its runs are then taken from it, which costs time and nothing else, for
+it can write nothing more of them (`Store.held`).
+"""
+
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import DateTime, bindparam, func, insert, literal_column, or_, select, update
+
+from droptune.processes import exists, place
+from droptune.store.schema import RunRow, WorkerRow
+from droptune.store.store import Store
+
+LEASE = 30.0
+"""For how long the last sign of life of a worker counts, in seconds."""
+BEAT = 5.0
+"""How often a worker gives one, in seconds."""
+
+_NOW = {
+    "sqlite": "strftime('%Y-%m-%d %H:%M:%f000', 'now')",
+    "postgresql": "timezone('UTC', clock_timestamp())",
+}
+_AGE = {
+    "sqlite": "(julianday('now') - julianday(seen_at)) * 86400.0",
+    "postgresql": "EXTRACT(EPOCH FROM timezone('UTC', clock_timestamp()) - seen_at)",
+}
+_RUN, _WORKER = RunRow.__table__, WorkerRow.__table__
+
+
+class Workers:
+    """The workers of a store.
+
+    Args:
+        store: an open one.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        dialect = store.engine.dialect.name
+        now = literal_column(_NOW[dialect], DateTime)
+        self._age = literal_column(_AGE[dialect]).label("age")
+        self._register = insert(_WORKER).values(started_at=now, seen_at=now)
+        mine = _WORKER.c.id == bindparam("worker")
+        self._beat = update(_WORKER).where(mine).values(seen_at=now)
+        self._leave = self._beat.values(ended_at=now)
+
+    def register(self, device: str, pid: int) -> int:
+        """Store that a worker of this machine begins; return its id."""
+        values = {"host": socket.gethostname(), "place": place(), "pid": pid, "device": device}
+
+        def work() -> int:
+            return self._store.execute(self._register, values).inserted_primary_key[0]
+
+        return self._store.write(work)
+
+    def beat(self, worker: int, study_id: int | None, doing: Mapping[str, Any] | None) -> None:
+        """Store a sign of life.
+
+        Args:
+            worker: its id.
+            study_id: what it works on, or None.
+            doing: how far it is, as JSON.
+        """
+        values = {"worker": worker, "study_id": study_id, "doing": doing}
+        self._store.execute(self._beat, values)
+
+    def leave(self, worker: int) -> None:
+        """Store that a worker has ended in order."""
+        self._store.execute(self._leave, {"worker": worker, "study_id": None, "doing": None})
+
+    def reap(self, study_id: int) -> int:
+        """Mark the runs of dead workers as stale, so that they can be claimed.
+
+        Returns:
+            How many there were.
+        """
+        theirs = (RunRow.study_id == study_id) & (RunRow.state == "running")
+        columns = (_WORKER.c.place, _WORKER.c.pid, _WORKER.c.ended_at, self._age)
+        query = (
+            select(_RUN.c.worker_id, *columns)
+            .join(_WORKER, _WORKER.c.id == _RUN.c.worker_id, isouter=True)
+            .where(theirs)
+            .distinct()
+        )
+        dead = [row["worker_id"] for row in self._store.rows(query) if _is_dead(row)]
+        if not dead:
+            return 0
+        known = [worker for worker in dead if worker is not None]
+        of_dead = RunRow.worker_id.in_(known)
+        if len(known) < len(dead):  # of a droptune that had no workers
+            of_dead = or_(of_dead, RunRow.worker_id.is_(None))
+        stale = update(RunRow).where(theirs, of_dead).values(state="stale")
+        return self._store.execute(stale).rowcount
+
+    def busy(self, study_id: int) -> int:
+        """Return how many workers train runs of a study."""
+        theirs = (RunRow.study_id == study_id) & (RunRow.state == "running")
+        query = select(func.count(RunRow.worker_id.distinct()).label("n")).where(theirs)
+        return self._store.rows(query)[0]["n"]
+
+
+def _is_dead(worker: Mapping[str, Any]) -> bool:
+    """Tell whether a worker, with the age of its last sign of life, will not come back."""
+    if worker["age"] is None or worker["ended_at"] is not None:
+        return True
+    if worker["place"] == place() and not exists(worker["pid"]):
+        return True
+    return abs(float(worker["age"])) > LEASE  # below zero: the clock was set back

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from droptune import gap
-from droptune.errors import StudyError, TrainingError
+from droptune.errors import DroptuneError, StudyError, TrainingError
 from droptune.keeping import Keeping
 from droptune.plan import Plan
 from droptune.search import Asked
 from droptune.space import CONTROL
 from droptune.store import Claims, Store
-from droptune.trainers import Scores, Trainer, is_out_of_memory
+from droptune.trainers import Scores, Trainer, is_out_of_memory, saved_by
 from droptune.watch import Clockwork
 
 #: At most so many slots (None: as suits), block -> a trainer.
@@ -292,12 +292,12 @@ class Members:
         if self._keeping is None or not self._slots:
             return
         with self._clockwork("training"):
-            saved = self._trainer.save()
+            saved = saved_by(self._trainer)
         if saved is None:  # the user's own code trains, which keeps its state to itself
             return
         of = {member.key: [slot, member.epochs] for slot, member in self._slots.items()}
         with self._clockwork("store"):
-            if self._keeping.save(saved, {"trainer": self._trainer.name, "members": of}):
+            if self._keeping.save(saved, {"members": of}):
                 runs = [member.run for member in self._slots.values()]
                 self._store.write(lambda: self._claims.keep(runs, self._keeping.name))
 
@@ -331,13 +331,13 @@ class Members:
     def _restored(self, name: str) -> dict[str, tuple[int, int]]:
         """Restore the trainer; return member -> slot and epochs, empty if there is no way."""
         found = self._keeping.load(name) if self._keeping is not None else None
-        if found is None or found[1].get("trainer") != self._trainer.name:
+        if found is None:
             return {}
         try:
             with self._clockwork("training"):
                 self._trainer.restore(found[0])
-        except TrainingError as error:  # this trainer has fewer slots
-            self._say(f"{error}; its members begin again")
+        except DroptuneError as error:  # this trainer has fewer slots
+            self._say(str(error))
             self._trainer.begin(self._seed)
             return {}
         return found[1]["members"]

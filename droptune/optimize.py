@@ -20,7 +20,7 @@ from droptune.population import Population
 from droptune.progress import Progress
 from droptune.search import PAIRED, Search
 from droptune.space import AS_GIVEN, CONTROL
-from droptune.store import Store, driver_url, prepare_engine
+from droptune.store import Store, default_folder, driver_url, prepare_engine
 from droptune.trainers import (
     FunctionTrainer,
     FusedTrainer,

@@ -3,6 +3,7 @@
     url.py      database URLs and what can go wrong with a database, in words
     engine.py   SQLAlchemy engines, set up the way droptune needs them
     server.py   what a database server needs besides: limits on waiting, lost connections
+    folder.py   where checkpoints are kept
     network.py  is a file on a network drive, where SQLite must not be used?
     schema.py   the tables
     migrate.py  creates and upgrades the tables by the scripts of `alembic/`
@@ -27,6 +28,7 @@ _HOMES = {
     "Queries": "queries",
     "Store": "store",
     "Workers": "workers",
+    "default_folder": "folder",
     "driver_url": "url",
     "hide": "url",
     "is_shared": "url",
@@ -37,6 +39,7 @@ __all__ = [
     "Queries",
     "Store",
     "Workers",
+    "default_folder",
     "driver_url",
     "hide",
     "is_shared",

@@ -102,12 +102,7 @@ def ended(run: Mapping[str, Any]) -> bool:
 
 
 def _with_metrics() -> Any:
-    last = select(func.max(CurveRow.epoch)).where(CurveRow.run_id == RunRow.id).scalar_subquery()
-    metrics = (
-        select(CurveRow.metrics)
-        .where(CurveRow.run_id == RunRow.id, CurveRow.epoch == last)
-        .scalar_subquery()
-    )
+    last = select(CurveRow.metrics).where(CurveRow.run_id == RunRow.id)
+    last = last.order_by(CurveRow.epoch.desc()).limit(1).correlate(RunRow).scalar_subquery()
     columns = ("id", "trial_number", "arm", "plan", "state", "message", "slot", "clock")
-    columns += ("checkpoint",)
-    return select(*(_RUN.c[name] for name in columns), metrics.label("metrics"))
+    return select(*(_RUN.c[name] for name in columns), _RUN.c.checkpoint, last.label("metrics"))

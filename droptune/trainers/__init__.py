@@ -22,6 +22,7 @@ from droptune.trainers.fit import (
 from droptune.trainers.function import FunctionTrainer
 from droptune.trainers.fused import FusedTrainer
 from droptune.trainers.own import make_own
+from droptune.trainers.saving import part_of, saved_by
 from droptune.trainers.scored import check_metrics, metric_names
 from droptune.trainers.serial import SerialTrainer
 from droptune.trainers.table import TableTrainer
@@ -49,6 +50,8 @@ __all__ = [
     "is_out_of_memory",
     "make_own",
     "metric_names",
+    "part_of",
     "pick_device",
+    "saved_by",
     "why_not_fused",
 ]

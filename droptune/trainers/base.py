@@ -114,11 +114,23 @@ class Trainer(Protocol):
     def stop(self, slot: int) -> None:
         """Free a slot."""
 
-    def save(self) -> Saved:
-        """Return all members and the clock."""
+    def save(self) -> Saved | None:
+        """Return all members and the clock: copies, on the CPU, which training leaves alone.
+
+        None: these members cannot be saved, and start again after an interruption. A trainer
+        without this method is taken for one that saves nothing.
+        """
 
     def restore(self, saved: Saved) -> None:
-        """Put back what `save` returned; training goes on as if never interrupted."""
+        """Put back what `save` returned, here or in another process, on whatever device.
+
+        Who was there before is gone. Training goes on as if never interrupted.
+
+        Raises:
+            TrainingError: there are too few slots, or what was saved is of another task;
+                `begin` must come next.
+            PlanError: as for `start`.
+        """
 
 
 @dataclass(frozen=True)

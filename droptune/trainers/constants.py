@@ -6,6 +6,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from droptune.install import SiteDropout
+
 
 def same_constants(one: nn.Module, other: nn.Module) -> bool:
     """Tell whether two builds of a model keep equal numbers and tensors as plain attributes."""
@@ -23,10 +25,23 @@ def same_constants(one: nn.Module, other: nn.Module) -> bool:
 def python_state(model: nn.Module) -> list[object]:
     """Return what a forward may change outside of tensors: random states, plain numbers."""
     name, keys, *place = numpy.random.get_state()
-    numbers = [
+    return [random.getstate(), name, keys.tolist(), place, _numbers(model)]
+
+
+def plain_numbers(model: nn.Module) -> list[tuple[str, str, float]]:
+    """Return the numbers of a model's own that a forward may count in: path, name, value."""
+    ours = [path for path, m in model.named_modules() if isinstance(m, SiteDropout)]
+    return [
+        (path, attribute, value)
+        for path, attribute, value in _numbers(model)
+        if attribute != "training" and not any(f"{path}.".startswith(f"{p}.") for p in ours)
+    ]
+
+
+def _numbers(model: nn.Module) -> list[tuple[str, str, float]]:
+    return [
         (path, attribute, value)
         for path, module in model.named_modules()
         for attribute, value in vars(module).items()
         if isinstance(value, int | float)
     ]
-    return [random.getstate(), name, keys.tolist(), place, numbers]

@@ -126,14 +126,14 @@ class FunctionTrainer(ReportingTrainer):
             except Exception as error:
                 member.failed = f"train= raised {type(error).__name__}: {first_line(error)}"
 
+    def save(self) -> None:
+        """Return None: where a generator stands only its own process knows."""
+
     def restore(self, saved: Saved) -> None:
-        """Start the members anew and run them up to where they were."""
-        self.begin(saved.rest["seed"], saved.rest["clock"])
-        for slot, (plan, age) in saved.rest["members"].items():
-            self.start(int(slot), Plan.from_json(plan))
-            member = self._members[int(slot)]
-            for _ in range(age):
-                self._advance(member)
+        raise TrainingError(
+            "train= keeps the state of its training to itself, so members cannot be restored; "
+            "start them again"
+        )
 
     def _gpus(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []

@@ -44,6 +44,7 @@ from droptune.trainers.memory import keep_freed_memory
 from droptune.trainers.place import why
 from droptune.trainers.program import Program, trace
 from droptune.trainers.reliability import Bins, reliability
+from droptune.trainers.saving import Block, saved_block, stacked_states
 from droptune.trainers.scored import KeptOutputs, further
 from droptune.trainers.smoothing import share_of, shares_of, smoothed
 from droptune.trainers.stacked_terms import (
@@ -114,10 +115,8 @@ class FusedTrainer:
         self._stack(0)
 
     def start(self, slot: int, plan: Plan) -> None:
-        check_kinds(plan, self.task.kinds)
+        self._check(plan)
         check_slot(slot, self.slots, self._plans)
-        need_of(plan, lambda: self.task.sites)  # refuses what has no place
-        share_of(plan, self.task.loss)  # and this what has no labels
         row = self._take_row(slot, plan, pace_of(self.task, plan))
         for name, stack in {**self._params, **self._buffers}.items():
             stack[row] = self._initial.get(name, self._initial_buffers.get(name))
@@ -127,14 +126,18 @@ class FusedTrainer:
 
     def copy(self, source: int, slot: int, plan: Plan) -> None:
         check_taken(source, self._plans)
-        check_kinds(plan, self.task.kinds)
+        self._check(plan)
         check_slot(slot, self.slots, self._plans)
-        need_of(plan, lambda: self.task.sites)
         row = self._take_row(slot, plan, replace(self._paces[source]))
         twin, state = self._rows.index(source), self._optimizer.tensors()
         for stack in (*self._params.values(), *self._buffers.values(), *state):
             stack[row] = stack[twin]
         self._set_rates(slot)
+
+    def _check(self, plan: Plan) -> None:
+        check_kinds(plan, self.task.kinds)
+        need_of(plan, lambda: self.task.sites)  # refuses what has no place
+        share_of(plan, self.task.loss)  # and this what has no labels
 
     def _take_row(self, slot: int, plan: Plan, pace: Pace) -> int:
         """Give a new member a row of the stacks, and return it."""
@@ -235,32 +238,31 @@ class FusedTrainer:
         return (time.perf_counter() - started) / (min(steps, self.task.steps) * members)
 
     def save(self) -> Saved:
-        tensors = {f"param {n}": p.detach().clone() for n, p in self._params.items()}
-        tensors |= {f"buffer {n}": b.clone() for n, b in self._buffers.items()}
-        state = self._optimizer.tensors()
-        tensors |= {f"state {i}": tensor.clone() for i, tensor in enumerate(state)}
-        rest = {
-            "seed": self._seed,
-            "clock": self.clock,
-            "rows": list(self._rows),
-            "plans": {str(slot): plan.to_json() for slot, plan in self._plans.items()},
-            "paces": {str(slot): vars(pace).copy() for slot, pace in self._paces.items()},
-        }
-        return Saved(tensors, rest)
+        members = {s: (p, {"pace": vars(self._paces[s]).copy()}) for s, p in self._plans.items()}
+        stacks, rows = self._stacks(), list(self._rows)
+
+        def tensors(slot: int) -> dict[str, Tensor]:
+            return {name: stack[rows.index(slot)] for name, stack in stacks.items()}
+
+        return saved_block(self._seed, self.clock, members, tensors, rows=rows)
 
     def restore(self, saved: Saved) -> None:
-        rest = saved.rest
-        self.begin(rest["seed"], rest["clock"])
-        self._stack(len(rest["rows"]))
-        self._rows = list(rest["rows"])
-        self._plans = {int(slot): Plan.from_json(p) for slot, p in rest["plans"].items()}
-        self._paces = {int(slot): Pace(**pace) for slot, pace in rest["paces"].items()}
-        for name, stack in self._params.items():
-            stack.copy_(saved.tensors[f"param {name}"])
-        for name, stack in self._buffers.items():
-            stack.copy_(saved.tensors[f"buffer {name}"])
-        for i, state in enumerate(self._optimizer.tensors()):
-            state.copy_(saved.tensors[f"state {i}"])
+        block = Block.of(saved, self.slots)
+        self.begin(block.seed, block.clock)
+        for plan in block.plans.values():
+            self._check(plan)
+        self._stack(width_for(len(block.plans), self.slots))
+        self._rows, self._plans = block.layout(len(self._rows)), block.plans
+        self._paces = {slot: block.pace(slot) for slot in block.plans}
+        stacks = self._stacks()
+        for slot in block.plans:
+            row = self._rows.index(slot)
+            block.fill(slot, {name: stack[row] for name, stack in stacks.items()})
+
+    def _stacks(self) -> dict[str, Tensor]:
+        """Return all that members have, by the names under which it is saved."""
+        states = stacked_states(self._optimizer.state, self._trained)
+        return {**self._params, **self._buffers, **states}
 
     # Stacks
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from droptune.errors import TrainingError
-from droptune.trainers.base import Saved, Scores, check_taken, diverged
+from droptune.trainers.base import Scores, check_taken, diverged
 
 _TEST = "test_"
 
@@ -96,8 +96,3 @@ class ReportingTrainer(ABC):
     def reliability(self, slot: int) -> list[list[float]]:
         """Return nothing: what is predicted on which data only the user's code knows."""
         return []
-
-    def save(self) -> Saved:
-        """Return plans and ages: the rest is asked for again."""
-        plans = {str(s): [m.plan.to_json(), m.age] for s, m in self._members.items()}
-        return Saved({}, {"seed": self._seed, "clock": self.clock, "members": plans})

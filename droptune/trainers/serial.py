@@ -37,21 +37,26 @@ from droptune.trainers.base import (
     is_out_of_memory,
     mean_loss,
 )
+from droptune.trainers.constants import plain_numbers
 from droptune.trainers.ignored import counted, summed
 from droptune.trainers.learned import learned_by, learned_metrics, learners, with_penalty
 from droptune.trainers.losses import fit_metrics
 from droptune.trainers.reliability import Bins, reliability
+from droptune.trainers.saving import Block, saved_block, state_name
 from droptune.trainers.scored import KeptOutputs
 from droptune.trainers.smoothing import share_of, smoothed
 from droptune.trainers.stacking import Pace, pace_of
 from droptune.trainers.statistics import recalibrate
 from droptune.trainers.terms import Need, need_of, passed_again, penalised
 
+_ADAMW = ("exp_avg", "exp_avg_sq")
+
 
 @dataclass
 class _Member:
     plan: Plan
     model: nn.Module
+    numbers: list[tuple[str, str, float]]
     optimizer: torch.optim.Optimizer
     pace: Pace
     need: Need | None
@@ -92,7 +97,9 @@ class SerialTrainer:
         pace = pace_of(self.task, plan)
         learning = learned_by(plan, learners(model))
         optimizer = self._make_optimizer(model, learning, pace)
-        self._members[slot] = _Member(plan, model, optimizer, pace, need, learning)
+        self._members[slot] = _Member(
+            plan, model, plain_numbers(model), optimizer, pace, need, learning
+        )
 
     def copy(self, source: int, slot: int, plan: Plan) -> None:
         check_taken(source, self._members)
@@ -169,36 +176,30 @@ class SerialTrainer:
             self._train(member, steps)  # its loss is read back, so the device has finished
         return (time.perf_counter() - started) / (min(steps, self.task.steps) * members)
 
-    def save(self) -> Saved:
-        tensors: dict[str, Tensor] = {}
-        for slot, member in self._members.items():
-            for name, tensor in _all_tensors(member).items():
-                tensors[f"{slot} {name}"] = tensor.detach().clone()
-        rest = {
-            "seed": self._seed,
-            "clock": self.clock,
-            "plans": {str(slot): m.plan.to_json() for slot, m in self._members.items()},
-            "paces": {str(slot): vars(m.pace).copy() for slot, m in self._members.items()},
-        }
-        return Saved(tensors, rest)
+    def save(self) -> Saved | None:
+        if any(plain_numbers(m.model) != m.numbers for m in self._members.values()):
+            return None  # forwards count in attributes, which no file would hold
+        members = {s: (m.plan, {"pace": vars(m.pace).copy()}) for s, m in self._members.items()}
+        return saved_block(
+            self._seed, self.clock, members, lambda slot: _all_tensors(self._members[slot])
+        )
 
     def restore(self, saved: Saved) -> None:
-        self.begin(saved.rest["seed"], saved.rest["clock"])
-        for slot, plan in saved.rest["plans"].items():
-            self.start(int(slot), Plan.from_json(plan))
-            member = self._members[int(slot)]
-            member.pace = Pace(**saved.rest["paces"][slot])
+        block = Block.of(saved, self.slots)
+        self.begin(block.seed, block.clock)
+        for slot, plan in block.plans.items():
+            self.start(slot, plan)
+            member = self._members[slot]
+            member.pace = block.pace(slot)
             member.optimizer = self._make_optimizer(member.model, member.learners, member.pace)
             with torch.no_grad():
-                for name, tensor in _weights(member.model).items():
-                    tensor.copy_(saved.tensors[f"{slot} {name}"])
-            _load_state(member.optimizer, f"{slot} state ", saved.tensors)
+                block.fill(slot, _weights(member.model))
+            _load_state(member, slot, block)
 
     def _make_optimizer(
         self, model: nn.Module, learning: Mapping[str, Concrete], pace: Pace
     ) -> torch.optim.Optimizer:
-        params = [p for p in model.parameters() if p.requires_grad]
-        params += [kind.shift.requires_grad_() for kind in learning.values()]
+        params = [tensor.requires_grad_() for tensor in _trained(model, learning).values()]
         if self.task.optimizer == "sgd":
             momentum = self.task.momentum
             return torch.optim.SGD(
@@ -321,28 +322,36 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
+def _trained(model: nn.Module, learning: Mapping[str, Concrete]) -> dict[str, Tensor]:
+    """Return what the optimiser trains, by name, in its order."""
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return params | {f"{path}.shift": kind.shift for path, kind in learning.items()}
+
+
 def _all_tensors(member: _Member) -> dict[str, Tensor]:
     """Return parameters, buffers and optimiser state of a member, by name."""
     tensors = _weights(member.model)
-    for index, state in member.optimizer.state_dict()["state"].items():
-        for name, value in state.items():
+    for name, tensor in _trained(member.model, member.learners).items():
+        for what, value in member.optimizer.state.get(tensor, {}).items():
             if isinstance(value, Tensor):
-                tensors[f"state {index} {name}"] = value
+                tensors[state_name(what, name)] = value
     return tensors
 
 
-def _load_state(
-    optimizer: torch.optim.Optimizer, prefix: str, tensors: Mapping[str, Tensor]
-) -> None:
-    """Give an optimiser the state kept under `prefix`; a parameter never stepped has none."""
-    params = optimizer.param_groups[0]["params"]
+def _load_state(member: _Member, slot: int, block: Block) -> None:
+    """Give a member's optimiser the state that was saved; a parameter never stepped has none."""
+    whats = ("momentum_buffer",) if "momentum" in member.optimizer.defaults else _ADAMW
     state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith(prefix):
-            index, name = key.removeprefix(prefix).split(" ")
-            mine = state.setdefault(int(index), {})
-            mine[name] = tensor.clone()
-            if tensor.dim():
+    for index, (name, tensor) in enumerate(_trained(member.model, member.learners).items()):
+        for what in whats:
+            if block.has(slot, state_name(what, name)):
+                found = block.tensor(slot, state_name(what, name), tensor)
                 # A file keeps no strides, and the fused kernel wants the parameter's.
-                mine[name] = torch.empty_like(params[int(index)]).copy_(tensor)
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+                state.setdefault(index, {})[what] = torch.empty_like(tensor).copy_(found)
+        if index in state and whats == _ADAMW:
+            # A stack counts its members' steps, not those of each parameter.
+            step, count = state_name("step", name), torch.tensor(float(member.pace.age))
+            state[index]["step"] = (
+                block.tensor(slot, step, count) if block.has(slot, step) else count
+            )
+    member.optimizer.load_state_dict({**member.optimizer.state_dict(), "state": state})

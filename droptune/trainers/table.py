@@ -23,6 +23,7 @@ from droptune.trainers.base import (
     first_line,
 )
 from droptune.trainers.reported import ReportingTrainer, numbers
+from droptune.trainers.saving import Block, saved_block
 
 #: (plan, seed of the block, epoch from 1) -> metrics after that epoch, by name.
 Outcome = Callable[[Plan, int, int], Mapping[str, Any]]
@@ -110,13 +111,20 @@ class TableTrainer(ReportingTrainer):
             return
         member.last = numbers(asked, "the outcome is")
 
+    def save(self) -> Saved:
+        members = {
+            slot: (m.plan, {"age": m.age, "last": m.last, "failed": m.failed})
+            for slot, m in self._members.items()
+        }
+        return saved_block(self._seed, self.clock, members, lambda _: {})
+
     def restore(self, saved: Saved) -> None:
-        self.begin(saved.rest["seed"], saved.rest["clock"])
-        for slot, (plan, age) in saved.rest["members"].items():
-            member = self._members[int(slot)] = _Member(Plan.from_json(plan), age)
-            if age:  # its last metrics, and whether it has failed
-                member.age -= 1
-                self._advance(member)
+        block = Block.of(saved, self.slots)
+        self.begin(block.seed, block.clock)
+        for slot, plan in block.plans.items():
+            self.start(slot, plan)
+            said = block.members[slot]
+            self._members[slot] = _Member(plan, said["age"], said["last"], said["failed"])
 
 
 def _check(outcome: Any) -> None:

@@ -56,20 +56,12 @@ def _mlp():
 
 def weights(trainer, slot: int) -> dict[str, Tensor]:
     """Return parameters and buffers of a member, by name, from what `save` keeps."""
-    saved = trainer.save()
-    if trainer.name == "serial":
-        mine = {
-            n.removeprefix(f"{slot} "): t
-            for n, t in saved.tensors.items()
-            if n.startswith(f"{slot} ")
-        }
-        return {name: tensor for name, tensor in mine.items() if not name.startswith("state ")}
-    row = saved.rest["rows"].index(slot)
-    return {
-        name.split(" ", 1)[1]: tensor[row]
-        for name, tensor in saved.tensors.items()
-        if not name.startswith("state ")
+    mine = {
+        key.removeprefix(f"{slot} "): tensor
+        for key, tensor in trainer.save().tensors.items()
+        if key.startswith(f"{slot} ")
     }
+    return {name: tensor for name, tensor in mine.items() if not name.startswith("state ")}
 
 
 @pytest.fixture(scope="session", name="weights")

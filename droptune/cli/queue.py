@@ -120,7 +120,7 @@ def status(store: str, as_json: bool) -> None:
     """\b
         droptune status --store sqlite:///droptune.db
 
-    The studies that wait or run, and the workers, dead ones too.
+    The studies that wait or run, and the workers; those that died, for a day.
 
     \b
     --json prints
@@ -138,8 +138,8 @@ def status(store: str, as_json: bool) -> None:
         id, host, pid, device, study
         alive    its last sign of life is young
         seen     seconds since, by the database's clock
-        ended    whether it left in order
-        doing    how far its study was, or null
+        doing    {"phase", "done", "total", "running", "epochs_per_second", ...} of its study; or
+                 {"processes"}: how many it has at work; or null
     """
     from droptune.store.service import Service
 

@@ -28,7 +28,7 @@ class Display:
         """Show an event; return the status of all, if the event has changed it."""
         what = event["event"]
         if what in ("message", "printed"):
-            self._say(event["text"], alike=not worker.trained)
+            self.say(event["text"], alike=not worker.trained)
         if what == "status":
             self._statuses[worker] = Status(**event["status"])
         if what == "ended":
@@ -39,7 +39,7 @@ class Display:
         self._progress.update(status)
         return status
 
-    def _say(self, text: str, alike: bool) -> None:
+    def say(self, text: str, alike: bool = False) -> None:
         """Show a line once; at the start of processes also one that differs in numbers alone."""
         key = re.sub(r"[\d.]+", "#", text) if alike else text
         if key not in self._said and text.strip():

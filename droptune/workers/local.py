@@ -22,6 +22,7 @@ from droptune.workers.paying import Scout
 if TYPE_CHECKING:
     from droptune.study import Study
 
+# As a process says it, so that it is shown once.
 STOPPING = "stopping at the end of this epoch; Ctrl-C again stops at once"
 
 
@@ -105,7 +106,7 @@ class _Shift:
     """The processes that run one study, from their start to the answer."""
 
     def __init__(self, crew: Crew, job: Mapping[str, Any], shown: Progress, signals: Signals):
-        self._crew, self._job, self._shown, self._signals = crew, job, shown, signals
+        self._crew, self._job, self._signals = crew, job, signals
         self._display, self._deaths = Display(shown), Deaths(len(crew.seats))
         self._due = dict.fromkeys(crew.free, 0.0)  # seat -> when it gets a process
         self._heard = 0  # signals that were passed on
@@ -131,7 +132,7 @@ class _Shift:
             first, self._heard = self._heard == 0, self._signals.count
             self._due.clear()
             if first:
-                self._shown.message(STOPPING)
+                self._display.say(STOPPING)
             self._crew.stop() if first and self._heard == 1 else self._crew.kill()
 
     def _start_due(self) -> None:
@@ -163,7 +164,7 @@ class _Shift:
                     "stored is kept, and the same command goes on from there"
                 )
             )
-        self._shown.message(f"a process died ({why}), and is replaced")
+        self._display.say(f"a process died ({why}), and is replaced")
         self._due[seat] = time.monotonic() + wait
 
     def _stop(self, error: WorkerError) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from droptune.errors import DroptuneError, SchemaError, StoreError
+from droptune.lease import Lease
 from droptune.progress import SilentProgress, Status, describe
 from droptune.store import Store
 from droptune.store import submissions as queue
@@ -97,7 +98,13 @@ class Service:
             KeyboardInterrupt: a second signal came, and all was ended at once.
         """
         heard = 0
-        with Store(self._url) as self._store, Signals() as signals, self._crew as crew:
+        places = ", ".join(seat.name for seat in self._crew.seats)
+        with (
+            Store(self._url) as self._store,
+            Signals() as signals,
+            Lease(self._store, places) as lease,
+            self._crew as crew,
+        ):
             while crew.at or not (heard or self._empty):
                 if signals.count > heard:
                     heard = signals.count
@@ -105,6 +112,7 @@ class Service:
                 if not heard:
                     self._look()
                     self._assign()
+                lease.doing = {"processes": len(crew.at)}
                 if (told := crew.next()) is not None:
                     self._handle(*told, ending=heard > 0)
         if heard > 1:

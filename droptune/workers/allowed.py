@@ -29,6 +29,7 @@ def check_target(target: str, allow: Sequence[str], files: bool = False) -> None
     module, colon, name = str(target).partition(":")
     parts = module.split(".")
     dotted = all(part.isidentifier() for part in parts) and parts[-1].lower() != "py"
+    dotted = dotted and isinstance(target, str)
     if not dotted or (colon and not name.isidentifier()):
         if files:
             return

@@ -48,7 +48,9 @@ class Told(SilentProgress):
         self._channel, self._latest, self._sent_at = channel, None, 0.0
 
     def update(self, status: Status) -> None:
-        """Send the status, unless one was sent a moment ago."""
+        """Send the status, unless one was sent a moment ago; the last one of a phase always."""
+        if self._latest is not None and self._latest.phase != status.phase:
+            self._send()
         self._latest = status
         if time.monotonic() - self._sent_at >= _EVERY:
             self._send()
@@ -73,7 +75,6 @@ def main() -> None:
     os.dup2(2, 1)
     sys.stdout = sys.stderr = _Lasting(open(2, "wb", 0, closefd=False), line_buffering=True)
     job = json.loads(sys.stdin.readline())
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_watch_parent, daemon=True).start()
     try:
         code = work(job, channel)

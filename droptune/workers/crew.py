@@ -63,8 +63,8 @@ class Crew:
         seat = next(seat for seat, at in self.at.items() if at is worker)
         if event["event"] == "ended":
             del self.at[seat]
-        if event["event"] == "status":
-            worker.trained = True
+        worker.trained |= event["event"] == "status"
+        worker.finished |= event["event"] in ("result", "nothing", "error")
         return seat, worker, event
 
     def stop(self) -> None:

@@ -22,13 +22,13 @@ class Display:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._statuses: dict[Worker, Status] = {}
-        self._said: set[str] = set()
+        self._said: dict[str, Worker | None] = {}  # line -> who said it first
 
     def show(self, worker: Worker, event: Mapping[str, Any]) -> Status | None:
         """Show an event; return the status of all, if the event has changed it."""
         what = event["event"]
         if what in ("message", "printed"):
-            self.say(event["text"], alike=not worker.trained)
+            self.say(event["text"], worker)
         if what == "status":
             self._statuses[worker] = Status(**event["status"])
         if what == "ended":
@@ -39,13 +39,18 @@ class Display:
         self._progress.update(status)
         return status
 
-    def say(self, text: str, alike: bool = False) -> None:
-        """Show a line once; at the start of processes also one that differs in numbers alone."""
-        key = re.sub(r"[\d.]+", "#", text) if alike else text
-        if key not in self._said and text.strip():
+    def say(self, text: str, worker: Worker | None = None) -> None:
+        """Show a line, unless another process has said it before.
+
+        What processes say at their start may also differ in numbers, which they measured.
+        """
+        starts = worker is not None and not worker.trained
+        alike = re.sub(r"[\d.]+", "#", text) if starts else text
+        first = [self._said.get(key, worker) for key in (text, alike)]
+        if text.strip() and all(one is worker for one in first):
             self._progress.message(text)
         if len(self._said) < _MOST:
-            self._said.add(key)
+            self._said |= {key: self._said.get(key, worker) for key in (text, alike)}
 
 
 def together(statuses: Sequence[Status]) -> Status:

@@ -148,7 +148,7 @@ class _Shift:
             self._answers.append(Answer(event["answer"], event["verdict"], event["before"]))
         if event["event"] == "error":
             self._stop(WorkerError(event["text"], event["traceback"]))
-        if event["event"] == "ended" and event["code"] and not self._ends:
+        if event["event"] == "ended" and not worker.finished and not self._ends:
             self._replace(seat, worker, event["code"])
 
     @property

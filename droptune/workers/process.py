@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -35,9 +34,9 @@ class Worker:
 
     def __init__(self, seat: Seat, job: Mapping[str, Any], events: queue.Queue) -> None:
         self.seat, self.job, self._events = seat, job, events
-        self.started_at = time.monotonic()
         self.tail: deque[str] = deque(maxlen=_TAIL)
         self.trained = False  # it has told a status
+        self.finished = False  # it has told how its work ended
         self.process = subprocess.Popen(
             [sys.executable, "-m", "droptune.workers.child"],
             stdin=subprocess.PIPE,  # its end tells the child that we are gone
@@ -50,11 +49,6 @@ class Worker:
         with suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(dict(job)).encode() + b"\n")
             self.process.stdin.flush()
-
-    @property
-    def seconds(self) -> float:
-        """How long it has lived, in seconds."""
-        return time.monotonic() - self.started_at
 
     def stop(self) -> None:
         """Let it end at the end of its epoch, with all that it holds stored."""

@@ -53,7 +53,7 @@ class Rules:
     until_empty: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class _Task:
     """A submission as this worker knows it; a new version of it is another task."""
 
@@ -222,7 +222,7 @@ class Service:
             self._failed(task, event)
         if what == "ended":
             del self._working[worker]
-            if event["code"] not in (0, 1) and not ending and not task.told:
+            if not worker.finished and not ending and not task.told:
                 self._died(task, worker, event["code"])
             self._look_at = min(self._look_at, time.monotonic() + (0.0 if not self._away else POLL))
 

@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 @device_option
 @devices_option
 @workers_option("Processes that share the study; auto: as many as pay, which its start shows.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where processes run: on this machine, or on a Ray cluster.",
+)
+@click.option("--address", metavar="HOST:PORT", help="Of the Ray cluster; auto: the one here.")
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 @own_store_option
 @json_option
@@ -33,6 +41,8 @@ def optimize(
     target: str,
     devices: str | None,
     workers: int | None,
+    engine: str,
+    address: str | None,
     quiet: bool,
     as_json: bool,
     **options: Any,
@@ -48,15 +58,22 @@ def optimize(
 
     --json prints the keys of `droptune best --json`.
     """
+    if engine == "ray" and devices is not None:
+        raise click.UsageError("--devices is of this machine; Ray places processes itself")
+    if engine == "local" and address is not None:
+        raise click.UsageError("--address is of a Ray cluster; give --engine ray, too")
     from droptune.progress import progress
     from droptune.workers.local import WorkerError, run_study
 
     with stdout_for_data(as_json):
-        study = load_study(target, options)
+        study, shown, given = load_study(target, options), progress(quiet), settings(options)
         try:
-            answer = run_study(
-                study, target, settings(options), progress(quiet), devices or "auto", workers
-            )
+            if engine == "ray":
+                from droptune.workers.ray import run_on_ray
+
+                answer = run_on_ray(study.url, target, given, shown, address, workers)
+            else:
+                answer = run_study(study, target, given, shown, devices or "auto", workers)
         except WorkerError as error:
             click.echo(error.traceback, err=True, nl=False)
             raise

@@ -33,6 +33,7 @@ _HOMES = {
     "hide": "url",
     "is_shared": "url",
     "prepare_engine": "engine",
+    "sqlite_path": "url",
 }
 __all__ = [
     "Claims",
@@ -44,6 +45,7 @@ __all__ = [
     "hide",
     "is_shared",
     "prepare_engine",
+    "sqlite_path",
 ]
 
 

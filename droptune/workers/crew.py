@@ -45,6 +45,10 @@ class Crew:
         """The seats where nobody works."""
         return [seat for seat in range(len(self.seats)) if seat not in self.at]
 
+    def joined(self) -> list[int]:
+        """Return seats that are new since the last look; a machine's stay the same."""
+        return []
+
     def start(self, seat: int, job: Mapping[str, Any]) -> Worker:
         """Start a process for a job at a free seat."""
         own = {"device": self.seats[seat].device, **job["options"]}
@@ -60,6 +64,9 @@ class Crew:
             worker, event = self._events.get(timeout=_TURN)
         except queue.Empty:
             return None
+        return self._noted(worker, event)
+
+    def _noted(self, worker: Worker, event: dict[str, Any]) -> tuple[int, Worker, dict[str, Any]]:
         seat = next(seat for seat, at in self.at.items() if at is worker)
         if event["event"] == "ended":
             del self.at[seat]

@@ -98,7 +98,12 @@ def run_study(
 
 def run(places: list[Seat], job: Mapping[str, Any], progress: Progress) -> Answer:
     """Run a job by a process at each seat until it is done."""
-    with progress as shown, Signals() as signals, Crew(places) as crew:
+    return work_together(Crew(places), job, progress)
+
+
+def work_together(crew: Crew, job: Mapping[str, Any], progress: Progress) -> Answer:
+    """Run a job by the processes of a crew until it is done."""
+    with progress as shown, Signals() as signals, crew:
         return _Shift(crew, job, shown, signals).result()
 
 
@@ -136,6 +141,8 @@ class _Shift:
             self._crew.stop() if first and self._heard == 1 else self._crew.kill()
 
     def _start_due(self) -> None:
+        if not self._ends:
+            self._due |= dict.fromkeys(self._crew.joined(), 0.0)
         for seat in [seat for seat, due in self._due.items() if due <= time.monotonic()]:
             del self._due[seat]
             self._crew.start(seat, self._job)

@@ -73,7 +73,7 @@ def test_a_node_leaves_and_another_joins_and_the_study_ends_whole(tmp_path, clus
         process.kill()
     assert process.returncode == 0, err
     assert states(tmp_path) == [(number, "COMPLETE") for number in range(60)]
-    assert "60/60" in err and "study          mine" in out
+    assert "is replaced" in err and "confirm" in err and "study          mine" in out
 
 
 def test_ctrl_c_stops_the_actors_and_an_error_is_one_line(tmp_path, cluster):

@@ -35,6 +35,7 @@ from droptune.samplers import (
     make_sampler,
     quiet,
     recall_cmaes,
+    renewed,
 )
 from droptune.trials import MESSAGE, NAME, PLAN, STATES, Counts, Trials
 from droptune.working import RUNG, WorkingCopy
@@ -124,7 +125,7 @@ class Search(Trials):
         except BaseException:
             self.close()
             raise
-        self._fresh = sampler in FRESH and not space.finer
+        self._fresh, self._recalls = sampler in FRESH, sampler == "cmaes"
         #: Trials that were asked for here and not yet told.
         self._mine: set[int] = set()
 
@@ -141,6 +142,9 @@ class Search(Trials):
         self._mine -= {trial.number for trial in changed if trial.state.is_finished()}
         if any(trial.state == TrialState.COMPLETE for trial in changed):
             self._learn_curves()
+            if self._recalls:  # for the copy's own trials: ended ones take no attributes
+                with quiet():
+                    recall_cmaes(self._copied(), self._directions[0])
 
     def _copied(self) -> list[FrozenTrial]:
         return self._copy.trials()
@@ -230,7 +234,8 @@ class Search(Trials):
             return None
         with quiet():
             if self._fresh:
-                self._copy.study.sampler = self._make_sampler(len(self._record))
+                new = self._make_sampler(len(self._record))
+                self._copy.study.sampler = renewed(self._copy.study.sampler, new)
             self._give()
             trial = self._copy.study.ask()
             given = dict(trial.params)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import URL, Connection, Engine, text
 
 from droptune.errors import StoreError
 from droptune.retry import PATIENCE, again
@@ -35,7 +35,7 @@ def exclusive(engine: Engine, url: str, name: str) -> Iterator[None]:
         StoreError: another process holds the lock for longer than a minute.
     """
     if engine.dialect.name == "sqlite":
-        with _file_lock(engine.url.database, url):
+        with _file_lock(_file(engine.url), url):
             yield
         return
     connection = again(lambda _repeated: _locked(engine, url, name))
@@ -47,9 +47,15 @@ def exclusive(engine: Engine, url: str, name: str) -> Iterator[None]:
             connection.close()
 
 
+def _file(url: URL) -> str | None:
+    """Return the path of a SQLite database, None if it is in memory."""
+    path = (url.database or "").removeprefix("file:")
+    return None if path in ("", ":memory:") or url.query.get("mode") == "memory" else path
+
+
 @contextmanager
 def _file_lock(path: str | None, url: str) -> Iterator[None]:
-    if path in (None, "", ":memory:"):
+    if path is None:
         yield
         return
     lock = FileLock(f"{path}-lock")

@@ -22,7 +22,7 @@ from droptune.trainers.fit import (
 from droptune.trainers.function import FunctionTrainer
 from droptune.trainers.fused import FusedTrainer
 from droptune.trainers.own import make_own
-from droptune.trainers.saving import part_of, saved_by
+from droptune.trainers.saving import part_of, restore_into, saved_by
 from droptune.trainers.scored import check_metrics, metric_names
 from droptune.trainers.serial import SerialTrainer
 from droptune.trainers.table import TableTrainer
@@ -52,6 +52,7 @@ __all__ = [
     "metric_names",
     "part_of",
     "pick_device",
+    "restore_into",
     "saved_by",
     "why_not_fused",
 ]

@@ -350,8 +350,7 @@ def _load_state(member: _Member, slot: int, block: Block) -> None:
                 state.setdefault(index, {})[what] = torch.empty_like(tensor).copy_(found)
         if index in state and whats == _ADAMW:
             # A stack counts its members' steps, not those of each parameter.
-            step, count = state_name("step", name), torch.tensor(float(member.pace.age))
-            state[index]["step"] = (
-                block.tensor(slot, step, count) if block.has(slot, step) else count
-            )
+            step = torch.tensor(float(member.pace.age))
+            block.fill(slot, {state_name("step", name): step})
+            state[index]["step"] = step
     member.optimizer.load_state_dict({**member.optimizer.state_dict(), "state": state})

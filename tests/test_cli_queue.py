@@ -22,7 +22,7 @@ def workplace(tmp_path, monkeypatch):
     """A working directory that can be imported from, with one study in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    monkeypatch.delitem(sys.modules, "mine_to_queue", raising=False)
     monkeypatch.delenv("DROPTUNE_STORE", raising=False)
     write(tmp_path, "mine_to_queue.py")
     return tmp_path

@@ -17,7 +17,8 @@ from droptune.progress import Progress, SilentProgress, Status, duration
 
 WORTH = 60.0
 """Seconds that one process would still need, from which on more are started."""
-_SURE = 3  # statuses in a row that say so: the first epochs are slow
+_SURE = 3  # statuses in a row that say so, or one after `_SURE_AFTER`: the first epochs are slow
+_SURE_AFTER = 15.0  # seconds
 _WARM = 3.0  # seconds, before which no status counts
 
 
@@ -42,7 +43,8 @@ class Scout(SilentProgress):
         """Show the status, and look whether it is worth more processes."""
         self._progress.update(status)
         self._in_row = self._in_row + 1 if self._pays(status) else 0
-        if self._in_row >= _SURE and self.found is None:
+        sure = self._in_row >= _SURE or (self._in_row and status.elapsed >= _SURE_AFTER)
+        if sure and self.found is None:
             each = "one GPU" if self._gpus else "one thread"
             why = "" if self._gpus else "the model trains one trial at a time, and "
             left = duration(status.seconds_left)

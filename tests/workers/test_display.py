@@ -105,6 +105,13 @@ def test_other_gpus_pay_for_fused_trials_too_but_not_by_one_slow_epoch(monkeypat
     assert not raised
 
 
+def test_of_long_epochs_one_is_enough(monkeypatch):
+    _, raised = scouted(monkeypatch, [LONG])
+    assert not raised
+    _, raised = scouted(monkeypatch, [replace(LONG, elapsed=70.0)])
+    assert raised
+
+
 # Deaths
 
 

@@ -65,6 +65,7 @@ class _Task:
     fails: int = 0
     left: bool = False  # for others
     told: bool = False  # its end is known
+    ended: tuple[str, str] | None = None  # which could not be stored yet, with its message
 
     def rest(self, seconds: float) -> None:
         """Let others come first for about so long; workers do not come back all at once."""
@@ -148,6 +149,9 @@ class Service:
             key = (row["id"], row["submitted_at"])
             self._tasks[key] = before.get(key) or self._task(row)
         kept = list(self._tasks.values())
+        for task in kept:
+            if task.ended is not None:
+                self._end(task, *task.ended)
         names = {row["name"] for row in rows}
         for worker, task in self._working.items():
             if task not in kept and not task.told and task.row["name"] not in names:
@@ -175,9 +179,11 @@ class Service:
         self._end(task, "queued", why)
 
     def _end(self, task: _Task, state: str, message: str) -> None:
-        """Store how a submission ended; where the database is away, the next worker finds out."""
+        """Store how a submission ended; where the database is away, once it is there again."""
+        task.ended = state, message
         try:
             queue.end(self._store, task.row["id"], task.row["submitted_at"], state, message)
+            task.ended = None
         except StoreError as error:
             self._wait(error)
 

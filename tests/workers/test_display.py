@@ -86,7 +86,7 @@ def test_a_long_study_of_single_trials_gets_more_processes(monkeypatch):
         {"seconds_left": 40.0},
         {"seconds_left": None},
         {"elapsed": 1.0},
-        {"running": 16},  # trains fused
+        {"running": 4},  # trains fused
         {"done": 19},
     ],
 )

@@ -102,6 +102,17 @@ def test_sigterm_hands_back_and_exits_with_0(tmp_path, url):
 
 
 @pytest.mark.slow
+def test_two_workers_share_a_study_and_its_budget(tmp_path, url):
+    write(tmp_path, sleep=0.3)
+    queue(url, ("first", "mine", {"trials": 20}))
+    with working(tmp_path, url, "--allow", "mine"), working(tmp_path, url, "--allow", "mine"):
+        until(lambda: studies(url)["first"]["workers"] == 2)
+        until(lambda: studies(url)["first"]["state"] == "done", 120)
+    trials = studies(url)["first"]["trials"]
+    assert trials["complete"] == sum(trials.values()) == 20
+
+
+@pytest.mark.slow
 def test_it_turns_to_the_next_study_where_nothing_is_free(tmp_path, url):
     write(tmp_path, "long.py", trials=1, sleep=20)
     write(tmp_path, "mine.py")

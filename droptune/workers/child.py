@@ -31,7 +31,8 @@ class Channel:
     """Writes events to the parent, from any thread; a parent that is gone does not matter."""
 
     def __init__(self, stream: Any) -> None:
-        self._stream, self._lock = stream, threading.Lock()
+        # A signal may come while a line is written, and its handler has one of its own to say.
+        self._stream, self._lock = stream, threading.RLock()
 
     def send(self, event: str, **values: Any) -> None:
         """Write one event."""

@@ -10,6 +10,7 @@ the actors as a message and not as an argument of their making, which Ray would 
 
 import os
 import queue
+import socket
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -73,6 +74,7 @@ def _connected(address: str | None) -> Any:
             "--engine ray needs Ray; run `pip install 'droptune[ray]'`, or leave --engine out"
         ) from None
     try:
+        _reach(address)
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         said = str(error).strip().splitlines() or [type(error).__name__]
@@ -81,6 +83,14 @@ def _connected(address: str | None) -> Any:
             "--address, or start one with `ray start --head`"
         ) from None
     return ray
+
+
+def _reach(address: str | None) -> None:
+    """Raise OSError or ValueError where nobody listens; Ray itself would try for minutes."""
+    if address in (None, "auto", "local") or "://" in address:
+        return
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _check_store(ray: Any, url: str) -> None:

@@ -1,12 +1,16 @@
 """One display of several processes, when more of them pay, and when one is replaced."""
 
+import json
 import signal
+import threading
 from dataclasses import replace
+from io import StringIO
 from types import SimpleNamespace
 
 import pytest
 
 from droptune.progress import Status
+from droptune.workers.child import Channel
 from droptune.workers.crew import QUICK, Deaths, cause
 from droptune.workers.display import Display, together
 from droptune.workers.paying import Scout
@@ -57,6 +61,25 @@ def test_what_several_say_is_shown_once():
         display.show(each, {"event": "printed", "text": "epoch 1"})
     display.show(two, {"event": "printed", "text": "epoch 2"})
     assert notes.messages[1:] == ["epoch 1", "epoch 1", "epoch 2"]
+
+
+def test_a_signal_that_comes_while_a_line_is_written_may_say_a_line_itself():
+    class Interrupted(StringIO):
+        def write(self, text):
+            if '"first"' in text:
+                channel.send("message", text="from the handler")
+            return super().write(text)
+
+    stream = Interrupted()
+    channel = Channel(stream)
+    sending = threading.Thread(target=channel.send, args=("first",), daemon=True)
+    sending.start()
+    sending.join(timeout=10)
+    assert not sending.is_alive()
+    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == [
+        "message",
+        "first",
+    ]
 
 
 # Do more pay?

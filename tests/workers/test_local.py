@@ -96,7 +96,7 @@ def test_a_signal_to_the_parent_stops_all_and_the_same_command_goes_on(tmp_path,
     try:
         until(lambda: len(complete(tmp_path)) > 2)
         process.send_signal(number)
-        err = process.communicate(timeout=60)[1]
+        err = process.communicate(timeout=120)[1]
     finally:
         process.kill()
     assert process.returncode == 130
@@ -134,7 +134,7 @@ def test_no_process_outlives_its_parent(tmp_path):
         pids = [pid for (pid,) in rows(tmp_path, "SELECT pid FROM droptune_worker")]
         assert len(pids) == 2 and all(map(exists, pids)) and process.pid not in pids
         os.kill(process.pid, signal.SIGKILL)
-        until(lambda: not any(map(exists, pids)), 30)
+        until(lambda: not any(map(exists, pids)))
     finally:
         process.kill()
         process.communicate()

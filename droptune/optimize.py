@@ -55,7 +55,7 @@ class Optimization:
         study: "Study",
         shown: Progress,
         interrupt: Interrupt,
-        waits: bool = True,
+        waits: float = True,
         on_hang: Callable[[], object] | None = None,
     ) -> None:
         self.study, self.shown, self.interrupt, self.waits = study, shown, interrupt, waits

@@ -316,7 +316,7 @@ class Study:
         trials: int | None = None,
         time: float | str | None = None,
         progress: Progress | None = None,
-        wait: bool = True,
+        wait: float = True,
         on_hang: Callable[[], object] | None = None,
     ) -> Result:
         """Search, confirm and judge; goes on where an earlier call ended.
@@ -328,7 +328,8 @@ class Study:
             trials: total budget of the search in trials.
             time: total budget of the search in seconds, or text such as "10m".
             progress: is told how far it is; None: a display that suits the terminal.
-            wait: for others, when they train all that is left; else NothingFree is raised.
+            wait: for others, when they train all that is left: True, or for how many seconds
+                before NothingFree is raised.
             on_hang: is called, in another thread, when training hangs and all that it had is
                 handed back, to end the process; None: it is only said where it hangs.
 

@@ -1,5 +1,6 @@
 """What is watched while a study runs: Ctrl-C, where the time goes, and how far it is."""
 
+import math
 import random
 import signal
 import threading
@@ -62,26 +63,29 @@ class Idle:
     """Waits while other workers train what is left.
 
     Args:
-        waits: whether to wait at all.
+        waits: True: for as long as it takes; else for how many seconds.
     """
 
-    def __init__(self, waits: bool) -> None:
-        self._waits, self._next = waits, _SHORTEST
+    def __init__(self, waits: float) -> None:
+        self._waits = math.inf if waits is True else waits
+        self._next, self._waited = _SHORTEST, 0.0
 
     def __call__(self) -> None:
         """Wait for a moment, longer each time until `over`.
 
         Raises:
-            NothingFree: this worker is not to wait.
+            NothingFree: this worker is not to wait any longer.
         """
-        if not self._waits:
+        if self._waited >= self._waits:
             raise NothingFree
-        time.sleep(self._next * random.uniform(0.5, 1))  # not all look at the same moment
+        wait = self._next * random.uniform(0.5, 1)  # not all look at the same moment
+        time.sleep(wait)
+        self._waited += wait
         self._next = min(2 * self._next, _LONGEST)
 
     def over(self) -> None:
         """Note that there was something to train."""
-        self._next = _SHORTEST
+        self._next, self._waited = _SHORTEST, 0.0
 
 
 class Interrupt:

@@ -158,13 +158,15 @@ def test_help_opens_with_an_example_of_the_command(path):
 
 def test_the_commands_are_those_of_the_design():
     names = {"optimize", "best", "sites", "studies", "trials", "show", "export", "db"}
-    assert set(cli.main.commands) == names | {"report", "dashboard"}
+    names |= {"report", "dashboard", "submit", "withdraw", "worker", "status"}
+    assert set(cli.main.commands) == names
     assert set(cli.db.commands) == {"upgrade", "check"}
 
 
 @pytest.mark.parametrize("path", [path for path in commands() if path[:1] not in ((), ("db",))])
 def test_every_command_that_prints_data_has_json(path):
-    if path not in (("export",), ("report",), ("dashboard",)):  # which print nothing else
+    others = ("export", "report", "dashboard", "submit", "withdraw", "worker")
+    if path[0] not in others:  # which print nothing else
         assert "--json" in run(*path, "--help").stdout
 
 
@@ -344,7 +346,7 @@ def test_db_upgrade_makes_an_old_database_readable(workplace):
 class FakeStudy:
     """A study whose run ends in an error."""
 
-    name, url = "mine", cli.STORE
+    name, url, device, strategy = "mine", cli.STORE, "cpu", "search"
 
     def __init__(self, error: BaseException) -> None:
         self.error = error

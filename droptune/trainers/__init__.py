@@ -14,6 +14,7 @@ from droptune.trainers.choose import TRAINERS, choose, why_not_fused
 from droptune.trainers.consistency_loss import ConsistencyLoss
 from droptune.trainers.fit import (
     check_fit,
+    count_gpus,
     fingerprint,
     pick_device,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "check_fit",
     "check_metrics",
     "choose",
+    "count_gpus",
     "fingerprint",
     "gpu_share",
     "is_out_of_memory",

@@ -149,9 +149,13 @@ def load() -> None:
         "droptune.optimize",
         "droptune.report",
         "droptune.store.workers",
+        "alembic.migration",
         "filelock",
+        "optuna.storages._rdb.storage",
+        "sklearn.gaussian_process",
         "sqlalchemy.dialects.postgresql.psycopg",
         "tests.faults.tasks",
+        "torch._dynamo",  # which the first optimiser loads
         "torch.func",
     ):
         importlib.import_module(module)

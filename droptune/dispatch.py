@@ -86,16 +86,6 @@ class Queue:
         """How many trials of the budget have not ended."""
         return self._trials - self._search.finished
 
-    def waits(self, members: Members | None) -> bool:
-        """Tell whether what is left is trained elsewhere, so that it may come back.
-
-        Args:
-            members: of this worker, if there are any; they are empty.
-        """
-        with self._desk.alone():
-            live = self._look(own=())
-            return bool(live) or (self._may(live) and bool(self._search.orphans(live)))
-
     def fill(self, members: Members, most: float = math.inf) -> None:
         """Claim trials for the free slots, and start them.
 

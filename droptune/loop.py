@@ -96,23 +96,27 @@ class Loop:
         queue = Queue(self.desk, search, trials, self.objectives, population is not None)
         members, meter = None, self._meter("search", trials)
         while True:
-            self._stop_if_wished(members)
             late = left(members) <= 0
-            if members is None and not late and queue.ready():
-                members = self._members("search", None)
-            if members is not None and not late:
-                if not len(members):  # without pruning all trials then meet the same clock
-                    members.begin(seed, 0)
-                queue.fill(members, _most(members, search, trials, population))
-                _release(members, search)
-            if members is None or not len(members):
-                if late or not queue.waits(members):
+            if members is not None and len(members):
+                self._stop_if_wished(members)
+            elif not queue.ready() or late:
+                if not queue.elsewhere:
                     return
+                self._stop_if_wished(None)
                 self.idle()
                 continue
-            self.idle.over()
+            else:
+                self._stop_if_wished(None)
+                self.idle.over()
+                if members is None:
+                    members = self._members("search", None)
+                members.begin(seed, 0)  # without pruning all trials then meet the same clock
             with self._interrupting(members):
-                self._epoch(members, queue, search, rungs, population, left, meter)
+                if not late:
+                    queue.fill(members, _most(members, search, trials, population))
+                    _release(members, search)
+                if len(members):
+                    self._epoch(members, queue, search, rungs, population, left, meter)
 
     def _epoch(
         self,
@@ -135,9 +139,10 @@ class Loop:
         with self.clockwork("search"):
             for member, end in ended:
                 queue.tell(member, end)
-        if not members.gone:  # else memory ran out, and who was to be copied starts again
-            for move in moves:
-                queue.fork(members, move.source, move.name, move.plan)
+        for move in moves:
+            if members.gone:  # memory ran out, and who was to be copied starts again
+                break
+            queue.fork(members, move.source, move.name, move.plan)
         _release(members, search)
         members.keep_if_due()
         meter.epoch(len(scores), [member.epochs for member, _ in ended])
@@ -160,11 +165,11 @@ class Loop:
         counts = {"done": 0, "failed": 0}
         arms = Arms(self.desk, self.store, self.study_id, wanted)
         while True:
-            self._stop_if_wished(members)
             block = arms.next()
+            if block is None and not arms.elsewhere:
+                return counts["done"]
+            self._stop_if_wished(None)
             if block is None:
-                if not arms.elsewhere:
-                    return counts["done"]
                 self.idle()
                 continue
             self.idle.over()

@@ -1,6 +1,7 @@
 """The loop: budgets, pruning, memory, interrupts, and a death between any two writes."""
 
 import gc
+import itertools
 import os
 import signal
 from collections import Counter
@@ -48,7 +49,7 @@ def test_the_budget_holds_for_any_number_of_slots(url, slots):
     study(url, trials=8, slots=slots, confirm_blocks=0, epochs=2).optimize(progress=Notes())
     assert trials(url) == complete(8)
     clocks = rows(url, "SELECT trial_number, clock, slot FROM droptune_run ORDER BY trial_number")
-    assert clocks == [(n, 2 * (n // slots), n % slots) for n in range(8)]
+    assert clocks == [(n, 0, n % slots) for n in range(8)], "who finds nobody begins at clock 0"
 
 
 @pytest.fixture
@@ -149,7 +150,8 @@ def out_of_memory(monkeypatch, method: str, when, error=torch.OutOfMemoryError):
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
 def test_out_of_memory_halves_the_slots_and_loses_no_trial(url, monkeypatch, error):
-    out_of_memory(monkeypatch, "epoch", lambda t: t.slots == 4 and t.clock == 4, error)
+    epochs = itertools.count(1)
+    out_of_memory(monkeypatch, "epoch", lambda t: t.slots == 4 and next(epochs) == 5, error)
     notes = Notes()
     study(url, slots=4, trials=10, confirm_blocks=0).optimize(progress=notes)
     assert notes.messages == ["out of memory at 4 members at once; goes on with 2"]
@@ -158,7 +160,7 @@ def test_out_of_memory_halves_the_slots_and_loses_no_trial(url, monkeypatch, err
     assert [n for n, state in ended if state == "interrupted"] == [4, 5, 6, 7]
     assert sorted(n for n, state in ended if state == "complete") == list(range(10))
     clock = "SELECT clock, slot FROM droptune_run WHERE trial_number = 4 ORDER BY id"
-    assert rows(url, clock) == [(3, 0), (4, 0)], "the clock of the block goes on"
+    assert rows(url, clock) == [(0, 0), (0, 0)]
     done = [status.done for status in notes.statuses]
     assert done == sorted(done)
     assert notes.statuses[-1].done == 10
@@ -198,7 +200,8 @@ def test_out_of_memory_at_the_end_of_a_grid_loses_no_trial(url, monkeypatch):
 
 def test_out_of_memory_with_one_slot_is_one_line_and_the_study_can_go_on(url):
     with pytest.MonkeyPatch.context() as patch:
-        out_of_memory(patch, "epoch", lambda t: t.clock >= 4)
+        epochs = itertools.count(1)
+        out_of_memory(patch, "epoch", lambda t: next(epochs) >= 5)
         with pytest.raises(TrainingError, match="one member at a time; take a smaller batch_size"):
             study(url, slots=4).optimize(progress=Notes())
     assert Counter(run[3] for run in runs(url, "search"))["running"] == 0
@@ -379,4 +382,4 @@ def test_a_run_that_a_dead_process_left_is_marked_when_the_study_goes_on(url):
         where = {"seed": 1, "block": 1, "clock": 0, "slot": 0, "trainer": "t", "device": "cpu"}
         store.start_run(1, phase="confirm", arm="no dropout", plan=plan, **where)
     one.optimize(progress=Notes())
-    assert [run[3] for run in runs(url, "confirm")] == ["interrupted"]
+    assert [run[3] for run in runs(url, "confirm")] == ["stale"]

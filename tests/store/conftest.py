@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import optuna
 import pytest
 
-from droptune.store import Store
+from droptune.store import Store, Workers
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -79,7 +79,7 @@ def make_tuned(url: str, name: str = "mine", direction: str = "minimize") -> Non
             run = {**RUN, "trial_number": number, "arm": "no dropout" if number == 0 else "trial"}
             if number == 3:
                 store.start_run(study_id, plan=plan(rate), **run)
-                store.interrupt_runs(study_id)
+                Workers(store).reap(study_id)
             run_id = store.start_run(study_id, plan=plan(rate), **run)
             store.record([(run_id, epoch, 1.0, {"val_loss": 1 / epoch}) for epoch in (1, 2)])
             if value is None:

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from droptune.errors import StoreError
-from droptune.store import Store, engine, prepare_engine
+from droptune.store import Store, Workers, engine, prepare_engine
 from droptune.store.engine import explained, to_json
 from droptune.store.migrate import check
 
@@ -98,7 +98,7 @@ def test_threads_may_create_databases_at_the_same_time(tmp_path, names):
 
 DIES = """
 import os, signal, sys
-from droptune.store import Store
+from droptune.store import Store, Workers
 store = Store(sys.argv[1])
 study = store.create_study("mine", {}, {}, [])
 run = dict(phase="search", arm="trial", plan={}, seed=0, block=0, clock=0, slot=0)
@@ -117,7 +117,7 @@ def test_a_killed_process_loses_only_the_open_transaction(url):
         with store.engine.connect() as connection:
             epochs = connection.execute(text("SELECT epoch FROM droptune_curve")).scalars().all()
         assert epochs == [1]
-        assert store.interrupt_runs(store.study("mine")["id"]) == 1
+        assert Workers(store).reap(store.study("mine")["id"]) == 1
     assert check(url).ok
 
 
@@ -126,12 +126,12 @@ def test_reading_goes_on_while_another_writes(url, examples, monkeypatch):
     with Store(url) as store, Store(url) as other:
         examples.new_study(store)
         with store.transaction():
-            store.interrupt_runs(1)
+            store.end_run(1, "failed", seconds=1, epochs=1)
             assert other.study("mine")["name"] == "mine"
             assert other.queries().studies()[0]["name"] == "mine"
             with pytest.raises(StoreError, match="is locked by another program"):
-                other.interrupt_runs(1)
-        assert other.interrupt_runs(1) == 0
+                other.end_run(1, "failed", seconds=1, epochs=1)
+        other.end_run(1, "failed", seconds=1, epochs=1)
 
 
 def test_an_error_inside_is_explained_and_a_users_error_is_not():

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 
 from droptune.errors import StoreError, StudyError
-from droptune.store import Queries, Store
+from droptune.store import Queries, Store, Workers
 
 
 class StoreContract:
@@ -140,16 +140,16 @@ class StoreContract:
         self.start(store, study_id, examples)
         assert len(self.all_of(store, "run")) == 1
 
-    def test_runs_of_a_dead_process_become_interrupted(self, store, study_id, examples):
+    def test_runs_of_a_dead_process_become_stale(self, store, study_id, examples):
         other = examples.new_study(store, "other")
         done = self.start(store, study_id, examples)
         store.end_run(done, "complete", seconds=1, epochs=1)
         self.start(store, study_id, examples)
         self.start(store, other, examples)
-        assert store.interrupt_runs(study_id) == 1
-        assert store.interrupt_runs(study_id) == 0
+        assert Workers(store).reap(study_id) == 1
+        assert Workers(store).reap(study_id) == 0
         states = [row["state"] for row in self.all_of(store, "run")]
-        assert states == ["complete", "interrupted", "running"]
+        assert states == ["complete", "stale", "running"]
 
     def test_confirm_runs_are_the_finished_ones_with_their_last_metrics(
         self, store, study_id, examples

@@ -299,7 +299,9 @@ class Members:
         with self._clockwork("store"):
             if self._keeping.save(saved, {"members": of}):
                 runs = [member.run for member in self._slots.values()]
-                self._store.write(lambda: self._claims.keep(runs, self._keeping.name))
+                self._store.write(
+                    lambda: self._claims.keep(self._claims.held(runs), self._keeping.name)
+                )
 
     def _restore(self, entered: Mapping[int, Mapping[str, Any]]) -> None:
         """Go on from the states that a worker kept; hand back what cannot go on from there.
@@ -308,7 +310,7 @@ class Members:
             entered: slot -> the run before; all of the same checkpoint.
         """
         known = self._restored(next(iter(entered.values()))["checkpoint"]["name"])
-        going = {s for s in entered if known.get(self[s].key, (None,))[0] == s}
+        going = {s for s, before in entered.items() if self._goes_on(s, before, known)}
         for slot, _ in known.values():
             if slot not in going:
                 self._trainer.stop(slot)
@@ -327,6 +329,17 @@ class Members:
         self.gone += [self._slots.pop(slot) for slot in entered if slot not in going]
         if going:
             self._say(f"{len(going)} runs go on where another worker, or an earlier call, left off")
+
+    def _goes_on(
+        self, slot: int, before: Mapping[str, Any], known: Mapping[str, tuple[int, int]]
+    ) -> bool:
+        """Tell whether a member is in the checkpoint, and the store has its curve up to there.
+
+        It has not where the worker that kept it was thought dead: what it trained since was
+        dropped. Nor where the database was put back to an earlier state.
+        """
+        place, epochs = known.get(self[slot].key, (None, 0))
+        return place == slot and self._claims.trained(before["id"], epochs) == epochs
 
     def _restored(self, name: str) -> dict[str, tuple[int, int]]:
         """Restore the trainer; return member -> slot and epochs, empty if there is no way."""

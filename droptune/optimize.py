@@ -1,5 +1,6 @@
 """One call of `Study.optimize`: open the store, search, confirm, judge."""
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -205,7 +206,9 @@ class Optimization:
     def _keeping(self, lease: Lease) -> Keeping | None:
         """Return where this worker keeps the states of what it trains."""
         checkpoints = Checkpoints(default_folder(self.study.url))
-        return Keeping(checkpoints, f"{self.study_id}-{lease.worker}", self.shown.message)
+        # The numbers come again in a database that is made anew, or put back from a copy.
+        name = f"{self.study_id}-{lease.worker}-{secrets.token_hex(4)}"
+        return Keeping(checkpoints, name, self.shown.message)
 
     def _population(self) -> Population | None:
         study = self.study

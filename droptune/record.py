@@ -48,7 +48,7 @@ class Record:
             self._rdb = open_storage(url, prepare_engine)
             try:
                 with self._storing("read study"):
-                    self._load(list(directions))
+                    again(lambda _: self._load(list(directions)))
             except BaseException:
                 self.close()
                 raise
@@ -111,7 +111,10 @@ class Record:
         """Store the objective of a running trial after an epoch; a second value replaces it."""
         trial_id = self._ids[number]
         with self._storing("store a rung of study"):
-            again(lambda _: self._store.set_trial_intermediate_value(trial_id, epoch, value))
+            # One that another worker has ended stays as it is: this worker was thought dead, and
+            # drops the trial when it stores the epoch.
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                again(lambda _: self._store.set_trial_intermediate_value(trial_id, epoch, value))
 
     def finish(
         self,
@@ -149,7 +152,7 @@ class Record:
             known: the trials from number 0 on.
         """
         with self._storing("read study"):
-            stored = self._store.get_all_trials(self._study_id, deepcopy=False)
+            stored = again(lambda _: self._store.get_all_trials(self._study_id, deepcopy=False))
         self._ids |= {trial.number: trial._trial_id for trial in stored[len(known) :]}
         new = [
             one
@@ -161,7 +164,7 @@ class Record:
     def rungs(self, number: int) -> dict[int, float]:
         """Return epoch -> value of what was reported of a trial."""
         with self._storing("read a trial of study"):
-            return dict(self._rdb.get_trial(self._ids[number]).intermediate_values)
+            return again(lambda _: self._rdb.get_trial(self._ids[number])).intermediate_values
 
     def close(self) -> None:
         """Give the connections back."""

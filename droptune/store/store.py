@@ -142,7 +142,7 @@ class Store:
             lock_tables(connection)
             yield
 
-    def exclusive(self, name: str) -> AbstractContextManager[None]:
+    def exclusive(self, name: str) -> AbstractContextManager[Callable[[], None]]:
         """Keep the other workers of a study out meanwhile, see `lock.exclusive`."""
         return exclusive(self.engine, self.url, name)
 

@@ -106,7 +106,8 @@ class Queue:
         with self._desk.alone() as still:
             live = self._look(members.trials)
             still()
-            for asked, run in self._kept(live) if self._may(live) and not len(members) else ():
+            kept = self._kept(live, members.free) if not len(members) else ()
+            for asked, run in kept:
                 members.enter(asked.plan, asked.name or "trial", asked, run)
                 live.add(asked.number)
             while members.free and len(members) < most and self._may(live):
@@ -155,12 +156,19 @@ class Queue:
             return End(-1, run["state"], message=run["message"])
         return End(-1, "complete", values) if None not in values else None
 
-    def _kept(self, live: Collection[int]) -> list[tuple[Asked, Mapping[str, Any]]]:
-        """Return the orphans whose states were kept together, each with its last run."""
+    def _kept(self, live: Collection[int], free: int) -> list[tuple[Asked, Mapping[str, Any]]]:
+        """Return orphans whose states were kept together, each with its last run.
+
+        Args:
+            live: trials that are trained.
+            free: how many are wanted at most.
+        """
+        if not self._may(live):
+            return []
         left = self._search.orphans(live)
         runs = [r for r in self._desk.claims.last_runs(left) if r["checkpoint"]] if left else []
         together = [run for run in runs if run["checkpoint"] == runs[0]["checkpoint"]]
-        room = self._trials - self._search.finished - len(live)
+        room = min(free, self._trials - self._search.finished - len(live))
         return [(self._search.adopt(run["trial_number"]), run) for run in together[:room]]
 
 

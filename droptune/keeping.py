@@ -5,12 +5,12 @@ writing takes at most a twentieth of the time.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from droptune.checkpoints import Checkpoints
-from droptune.errors import StoreError
-from droptune.trainers import Saved
+from droptune.errors import DroptuneError, StoreError, TrainingError
+from droptune.trainers import Saved, Trainer, part_of
 
 EVERY = 60.0
 """Seconds between two checkpoints, at least."""
@@ -62,10 +62,46 @@ class Keeping:
         self._failed = False
         return True
 
-    def load(self, name: str) -> tuple[Saved, dict[str, Any]] | None:
-        """Return what a worker kept under a name, and what it said of it; None: nothing whole."""
+    def restore(self, trainer: Trainer, name: str, wanted: Mapping[str, int]) -> dict[int, int]:
+        """Put members whose states a worker kept into a trainer.
+
+        Args:
+            trainer: whose members are replaced.
+            name: under which that worker's are written.
+            wanted: key of a member -> the slot where it is to go on.
+
+        Returns:
+            slot -> epochs that its member has trained; empty where nothing could be restored.
+        """
         try:
-            return self._checkpoints.load(name)
-        except StoreError as error:
+            found = self._checkpoints.load(name)
+            known = {} if found is None else found[1]["members"]
+            slots = {known[key][0]: slot for key, slot in wanted.items() if key in known}
+            if not slots:
+                return {}
+            _put(trainer, found[0], slots, [slot for slot, _ in known.values()])
+        except DroptuneError as error:  # it cannot be read, or is of another task
             self._say(f"{error}; what was kept there begins again")
-            return None
+            return {}
+        return {slots[slot]: epochs for slot, epochs in known.values() if slot in slots}
+
+    def clear(self, prefix: str) -> None:
+        """Remove the checkpoints of all names that begin so: nobody needs them any more."""
+        try:
+            for name in self._checkpoints.names():
+                if name.startswith(prefix):
+                    self._checkpoints.drop(name)
+        except StoreError as error:
+            self._say(str(error))
+
+
+def _put(trainer: Trainer, saved: Saved, slots: Mapping[int, int], there: Sequence[int]) -> None:
+    """Restore some of the members, in other slots."""
+    if "members" in saved.rest:
+        return trainer.restore(part_of(saved, slots))
+    if any(old != new for old, new in slots.items()):
+        raise TrainingError("a trainer of one's own restores members where they were")
+    trainer.restore(saved)
+    for slot in there:
+        if slot not in slots:
+            trainer.stop(slot)

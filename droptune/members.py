@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from droptune import gap
-from droptune.errors import DroptuneError, StudyError, TrainingError
+from droptune.errors import StudyError, TrainingError
 from droptune.keeping import Keeping
 from droptune.plan import Plan
 from droptune.search import Asked
@@ -119,9 +119,9 @@ class Members:
         return self._slots[slot]
 
     @property
-    def free(self) -> bool:
-        """Whether there is a slot for one more member."""
-        return len(self) < self._trainer.slots
+    def free(self) -> int:
+        """How many more members there are slots for."""
+        return self._trainer.slots - len(self)
 
     @property
     def trials(self) -> set[int]:
@@ -309,17 +309,22 @@ class Members:
         Args:
             entered: slot -> the run before; all of the same checkpoint.
         """
-        known = self._restored(next(iter(entered.values()))["checkpoint"]["name"])
-        going = {s for s, before in entered.items() if self._goes_on(s, before, known)}
-        for slot, _ in known.values():
-            if slot not in going:
-                self._trainer.stop(slot)
+        name = next(iter(entered.values()))["checkpoint"]["name"]
+        wanted = {self[slot].key: slot for slot in entered}
+        with self._clockwork("training"):
+            going = self._keeping.restore(self._trainer, name, wanted) if self._keeping else {}
+            for slot, epochs in list(going.items()):
+                if not self._recorded(entered[slot]["id"], epochs):
+                    self._trainer.stop(slot)
+                    del going[slot]
+            if not going:
+                self._trainer.begin(self._seed)
 
         def write() -> None:
             for slot, before in entered.items():
                 if slot in going:
-                    self[slot].epochs = known[self[slot].key][1]
-                    self._store.copy_curve(before["id"], self[slot].run, self[slot].epochs)
+                    self[slot].epochs = going[slot]
+                    self._store.copy_curve(before["id"], self[slot].run, going[slot])
                 else:
                     self._claims.keep([self[slot].run], None)
                     self._end_run(self[slot], "interrupted")
@@ -330,30 +335,13 @@ class Members:
         if going:
             self._say(f"{len(going)} runs go on where another worker, or an earlier call, left off")
 
-    def _goes_on(
-        self, slot: int, before: Mapping[str, Any], known: Mapping[str, tuple[int, int]]
-    ) -> bool:
-        """Tell whether a member is in the checkpoint, and the store has its curve up to there.
+    def _recorded(self, run: int, epochs: int) -> bool:
+        """Tell whether the store has a run's curve as far as its checkpoint is.
 
-        It has not where the worker that kept it was thought dead: what it trained since was
+        It has not where the worker that kept it was thought dead: what that one trained since was
         dropped. Nor where the database was put back to an earlier state.
         """
-        place, epochs = known.get(self[slot].key, (None, 0))
-        return place == slot and self._claims.trained(before["id"], epochs) == epochs
-
-    def _restored(self, name: str) -> dict[str, tuple[int, int]]:
-        """Restore the trainer; return member -> slot and epochs, empty if there is no way."""
-        found = self._keeping.load(name) if self._keeping is not None else None
-        if found is None:
-            return {}
-        try:
-            with self._clockwork("training"):
-                self._trainer.restore(found[0])
-        except DroptuneError as error:  # this trainer has fewer slots
-            self._say(str(error))
-            self._trainer.begin(self._seed)
-            return {}
-        return found[1]["members"]
+        return self._claims.trained(run, epochs) == epochs
 
     def _start_run(self, slot: int, plan: Plan, arm: str, asked: Asked | None, clock: int) -> int:
         with self._clockwork("store"):

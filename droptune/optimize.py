@@ -193,6 +193,8 @@ class Optimization:
             for answer, direction in zip(answers, study.directions, strict=True):
                 self._save(answer, direction)
             fits = self.store.control_fit(self.study_id)
+            if not self.search.counts().running:
+                loop.keeping.clear(f"{self.study_id}-")
         if finished_before:
             self.shown.message(self._finished(before, outcomes))
         first, *rest = (replace(answer, fit=fits) for answer in answers)
@@ -203,7 +205,7 @@ class Optimization:
             seconds=dict(self.clockwork.seconds),
         )
 
-    def _keeping(self, lease: Lease) -> Keeping | None:
+    def _keeping(self, lease: Lease) -> Keeping:
         """Return where this worker keeps the states of what it trains."""
         checkpoints = Checkpoints(default_folder(self.study.url))
         # The numbers come again in a database that is made anew, or put back from a copy.

@@ -32,9 +32,9 @@ def default_folder(url: str) -> Path:
     Args:
         url: of the database.
     """
-    if _in_memory(url):
+    if in_memory(url):
         return _temporary()
-    path = _file_of(url)
+    path = file_of(url)
     said = os.environ.get(VARIABLE)
     if said:
         return Path(said).expanduser().absolute() / _hash(url, path)
@@ -46,14 +46,15 @@ def default_folder(url: str) -> Path:
     return state / "droptune" / "checkpoints" / _hash(url, path)
 
 
-def _in_memory(url: str) -> bool:
+def in_memory(url: str) -> bool:
+    """Tell whether a URL is of a SQLite database that is gone with its process."""
     scheme, _, rest = url.partition("://")
     if not scheme.startswith("sqlite"):
         return False
     return rest in ("", "/") or ":memory:" in rest or "mode=memory" in rest
 
 
-def _file_of(url: str) -> Path | None:
+def file_of(url: str) -> Path | None:
     """Return the file of a SQLite URL, also of one with options; None for a server."""
     plain = url.partition("?")[0].replace(":///file:", ":///", 1)
     path = sqlite_path(plain)

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, text
 from droptune.errors import StoreError, TransientError
 from droptune.retry import PATIENCE, again
 from droptune.store.engine import explained
+from droptune.store.folder import file_of, in_memory
 from droptune.store.url import hide
 
 _STUDIES = int.from_bytes(b"stdy")  # the first half of the lock's number
@@ -38,7 +39,7 @@ def exclusive(engine: Engine, url: str, name: str) -> Iterator[Callable[[], None
         StoreError: another process holds the lock for longer than a minute.
     """
     if engine.dialect.name == "sqlite":
-        with _file_lock(engine.url.database, url):
+        with _file_lock(url):
             yield lambda: None
         return
     connection = again(lambda _repeated: _locked(engine, url, name))
@@ -57,8 +58,9 @@ def exclusive(engine: Engine, url: str, name: str) -> Iterator[Callable[[], None
 
 
 @contextmanager
-def _file_lock(path: str | None, url: str) -> Iterator[None]:
-    if path in (None, "", ":memory:"):
+def _file_lock(url: str) -> Iterator[None]:
+    path = None if in_memory(url) else file_of(url)
+    if path is None:
         yield
         return
     lock = FileLock(f"{path}-lock")
@@ -72,7 +74,7 @@ def _file_lock(path: str | None, url: str) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise StoreError(
-            f"{path!r} cannot be locked ({error.strerror}); its folder must be writable"
+            f"{str(path)!r} cannot be locked ({error.strerror}); its folder must be writable"
         ) from error
 
 

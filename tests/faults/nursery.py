@@ -98,7 +98,9 @@ class Nursery:
         self._process.wait()
         self._process.stdout.close()
 
-    def start(self, task: str, url: str, *options: object, before: str = "", **values: Any) -> Worker:
+    def start(
+        self, task: str, url: str, *options: object, before: str = "", **values: Any
+    ) -> Worker:
         """Start `droptune optimize` of one of the tasks.
 
         Args:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from filelock import FileLock, Timeout
 from sqlalchemy import Connection, Engine, text
 
-from droptune.errors import StoreError, TransientError
+from droptune.errors import StoreError
 from droptune.retry import PATIENCE, again
 from droptune.store.engine import explained
 from droptune.store.folder import file_of, in_memory

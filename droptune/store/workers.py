@@ -87,7 +87,9 @@ class Workers:
             .where(theirs)
             .distinct()
         )
-        dead = [row["worker_id"] for row in self._store.rows(query) if _is_dead(row)]
+        own = self._store.worker  # alive, whatever the database's clock says
+        running = [row for row in self._store.rows(query) if row["worker_id"] != own or own is None]
+        dead = [row["worker_id"] for row in running if _is_dead(row)]
         if not dead:
             return 0
         known = [worker for worker in dead if worker is not None]

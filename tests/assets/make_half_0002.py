@@ -22,12 +22,16 @@ FILE = Path(__file__).with_name("half_0002.db")
 KILLED = {"searching": 8, "confirming": 22}  # at which update of the progress
 
 
+def die(name: str, update: int) -> None:
+    notes = Notes(lambda status: len(notes.statuses) == update and os._exit(9))
+    study(f"sqlite:///{FILE}", name=name).optimize(progress=notes)
+
+
 def main() -> None:
     FILE.unlink(missing_ok=True)
     for name, update in KILLED.items():
         if not (pid := os.fork()):
-            notes = Notes(lambda status: len(notes.statuses) == update and os._exit(9))
-            study(f"sqlite:///{FILE}", name=name).optimize(progress=notes)
+            die(name, update)
         os.waitpid(pid, 0)
     with closing(sqlite3.connect(FILE)) as connection:  # one file, without a log beside it
         connection.execute("PRAGMA journal_mode = DELETE")

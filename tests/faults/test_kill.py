@@ -6,8 +6,8 @@ import time
 import pytest
 
 from tests.faults import tasks
-from tests.faults.nursery import Nursery, Worker
-from tests.faults.whole import Seen, check_whole
+from tests.faults.nursery import Nursery
+from tests.faults.whole import check_whole
 
 #: Studies whose answer does not depend on who trains what: no pruner compares, and the sampler
 #: looks at no result.

@@ -27,7 +27,8 @@ class Seen:
         theirs = "(SELECT id FROM droptune_study WHERE name = :n)"
         optunas = "(SELECT study_id FROM studies WHERE study_name = :n)"
         self.trials = self._rows(
-            f"SELECT number, state, trial_id FROM trials WHERE study_id = {optunas} ORDER BY number",
+            "SELECT number, state, trial_id FROM trials"
+            f" WHERE study_id = {optunas} ORDER BY number",
             n=name,
         )
         self.values: dict[int, list[float]] = {}

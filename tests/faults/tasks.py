@@ -69,5 +69,5 @@ function = _study(
 #: A few trials alone, whose every commit is looked at.
 tiny = _study("tiny", trials=5, epochs=3, confirm_blocks=2, pruner="median")
 #: One run takes seconds, so that there is time to do something to it.
-long = _study("long", trials=5, epochs=60, confirm_blocks=2)
-long_fused = _study("long_fused", trials=6, epochs=60, confirm_blocks=2, trainer="fused", slots=3)
+long = _study("long", trials=5, epochs=24, confirm_blocks=2)
+long_fused = _study("long_fused", trials=6, epochs=24, confirm_blocks=2, trainer="fused", slots=3)

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, text
 
 from droptune.errors import StoreError
 from droptune.retry import PATIENCE, again
+from droptune.store import server
 from droptune.store.engine import explained
 from droptune.store.folder import file_of, in_memory
 from droptune.store.url import hide
@@ -80,10 +81,13 @@ def _file_lock(url: str) -> Iterator[None]:
 
 def _locked(engine: Engine, url: str, name: str) -> Connection:
     """Return a connection whose transaction holds the study's lock."""
+    # Longer than the server lets one hold it that does nothing any more.
+    patient = text(f"SET LOCAL lock_timeout = '{server.IDLE_SECONDS + server.LOCK_SECONDS}s'")
     key = zlib.crc32(name.encode()) - 2**31  # two studies of one number only wait for each other
     with explained(url):
         connection = engine.connect()
         try:
+            connection.execute(patient)
             connection.execute(
                 text("SELECT pg_advisory_xact_lock(:kind, :key)"), {"kind": _STUDIES, "key": key}
             )

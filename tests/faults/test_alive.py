@@ -12,7 +12,7 @@ from sqlalchemy.pool import NullPool
 from tests.faults import tasks
 from tests.faults.whole import Seen, check_whole
 
-SHORT = {"slow": 0.05, "lease": 1.5, "beat": 0.2}
+SHORT = {"lease": 1.5, "beat": 0.2}
 HOUR = {"sqlite": "strftime('%Y-%m-%d %H:%M:%f000', seen_at, '{} hours')"}
 HOUR["postgresql"] = "seen_at + interval '{} hours'"
 
@@ -48,14 +48,23 @@ def stale(url: str, task: str) -> list[int]:
     return [run["id"] for run in Seen(url, task).runs if run["state"] == "stale"]
 
 
-@pytest.mark.parametrize("task", ["serial", "pruned", "fused"])
-@pytest.mark.parametrize("ended", [False, True], ids=["while it goes on", "after its end"])
+@pytest.mark.parametrize(
+    ("task", "ended"),
+    [
+        ("serial", True),
+        pytest.param("serial", False, marks=pytest.mark.slow),
+        ("pruned", False),
+        pytest.param("pruned", True, marks=pytest.mark.slow),
+        pytest.param("fused", False, marks=pytest.mark.slow),
+        pytest.param("fused", True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_worker_writes_nothing_of_what_was_taken(nursery, url, task, ended, undisturbed):
     begin = {"before": "tests.faults.alter:change", **SHORT}
-    first = nursery.start(task, url, **begin)
-    until(lambda: trains(url, task, 2))
+    first = nursery.start(task, url, slow=0.5, **begin)
+    until(lambda: trains(url, task, 1))
     first.signal(signal.SIGSTOP)
-    second = nursery.start(task, url, **begin)
+    second = nursery.start(task, url, slow=0.0 if ended else 0.1, **begin)
     if ended:
         assert second.wait() == 0, second.said()
     else:

@@ -3,7 +3,7 @@
 import pytest
 
 from droptune.errors import TransientError
-from droptune.store import Store
+from droptune.store import Store, server
 
 
 @pytest.mark.parametrize("url", ["sqlite:///{}", "sqlite:///file:{}?uri=true"])
@@ -27,3 +27,14 @@ def test_a_lock_that_a_server_has_lost_is_noticed_and_can_be_left(postgres):
                 still()
         with store.exclusive("mine") as still:
             still()
+
+
+def test_who_holds_the_lock_of_a_server_and_hangs_loses_it(postgres, monkeypatch):
+    monkeypatch.setattr(server, "LOCK_SECONDS", 1)
+    monkeypatch.setattr(server, "IDLE_SECONDS", 1)
+    url = postgres.fresh()
+    with Store(url) as hangs, Store(url) as waits, hangs.exclusive("mine") as still:
+        with waits.exclusive("mine") as others:
+            others()
+            with pytest.raises(TransientError):
+                still()

@@ -120,11 +120,16 @@ class Queue:
 
     def fork(self, members: Members, source: int, name: str, plan: Any) -> None:
         """Claim a trial for a copy of a member, if no trial has its plan yet."""
-        with self._desk.alone():
-            self._look(members.trials)
-            asked = self._search.fork(name, plan)
-            if asked is not None:
-                members.fork(source, asked)
+
+        def claim(_repeated: bool) -> None:
+            with self._desk.alone() as still:
+                self._look(members.trials)
+                still()
+                asked = self._search.fork(name, plan)
+                if asked is not None:
+                    members.fork(source, asked)
+
+        again(claim)
 
     def tell(self, member: Member, end: End) -> None:
         """Tell how a trial ended, whose run is stored."""

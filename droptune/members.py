@@ -186,9 +186,14 @@ class Members:
         """
         slot, twin = self._free_slot(), self._slots[source]
         arm = asked.name or "trial"
-        with self._clockwork("store"), self._store.transaction():
+
+        def write() -> int:
             run = self._start_run(slot, asked.plan, arm, asked, twin.clock)
             self._store.copy_curve(twin.run, run)
+            return run
+
+        with self._clockwork("store"):
+            run = self._store.write(write)
         key = f"trial {asked.number}"
         self._slots[slot] = Member(run, asked.plan, arm, asked, twin.clock, key, twin.epochs)
         self._call("copy", source, slot, asked.plan)

@@ -19,6 +19,7 @@ from droptune.lease import Lease
 from droptune.loop import Loop
 from droptune.population import Population
 from droptune.progress import Progress
+from droptune.retry import again
 from droptune.search import PAIRED, Search
 from droptune.space import AS_GIVEN, CONTROL
 from droptune.store import Store, default_folder, driver_url, prepare_engine
@@ -75,8 +76,7 @@ class Optimization:
             )
         with Store(self.study.url) as store, Lease(store, str(self.device)) as lease:
             self.store, self.shown = store, lease.shown(self.shown)
-            with self.clockwork("store"), store.exclusive(self.study.name):
-                self._open(lease)
+            again(lambda _repeated: self._open(lease))
             try:
                 return self._search_and_confirm(lease)
             finally:
@@ -84,6 +84,10 @@ class Optimization:
 
     def _open(self, lease: Lease) -> None:
         """Make or open the study; other workers of it do so before or after."""
+        with self.clockwork("store"), self.store.exclusive(self.study.name):
+            self._open_alone(lease)
+
+    def _open_alone(self, lease: Lease) -> None:
         stored = self.store.study(self.study.name)
         self._seed(stored)
         if stored is not None:

@@ -5,7 +5,6 @@ costs nothing and the command line's listings need neither torch nor Optuna.
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 _HOME = {
@@ -31,18 +30,26 @@ _HOME = {
 
 __all__ = sorted(_HOME, key=str.casefold)
 
-try:
-    __version__ = version("droptune")
-except PackageNotFoundError:  # a checkout that is not installed
-    __version__ = "0+unknown"
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name == "__version__":
+        value = _version()
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    else:
         raise AttributeError(f"module 'droptune' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value
+
+
+def _version() -> str:
+    # It reads the package's metadata as an e-mail, and loads all that this takes.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("droptune")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

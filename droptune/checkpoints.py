@@ -33,7 +33,7 @@ MOST_JSON = 64 * 2**20
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
 _FILE = re.compile(r"(\d{6,12})\.(json|safetensors)", re.ASCII)
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+_OS_ERROR = re.compile(r"(?:os error|code:) (\d+)")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 #: How often a folder is made that somebody else removes at that moment.
@@ -133,7 +133,7 @@ class Checkpoints:
                 "'..', no '.' in front, and at most 128 of them"
             )
         place = self.folder / name
-        if place.is_symlink() or place.resolve() != self.folder.resolve() / name:
+        if place.resolve() != self.folder.resolve() / name:
             raise StoreError(
                 f"checkpoint {str(place)!r} is a link, which may lead anywhere; remove it"
             )
@@ -166,10 +166,10 @@ def _make(place: Path) -> None:
         return
     for _ in range(_TRIES):
         with suppress(FileNotFoundError):  # whoever drops the last name removes the folder of all
-            place.mkdir(parents=True, exist_ok=True)
+            place.mkdir(0o700, parents=True, exist_ok=True)
             _sync_folder(place.parent)
             return
-    place.mkdir(parents=True, exist_ok=True)
+    place.mkdir(0o700, parents=True, exist_ok=True)
 
 
 def _write_tensors(path: Path, saved: Saved) -> str:
@@ -300,7 +300,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # as far as the system has them
         flags |= getattr(os, name, 0)
     try:
-        if path.is_symlink():
+        if path.is_symlink():  # where the system has no O_NOFOLLOW
             raise Damaged(f"{path} is a link")
         with os.fdopen(os.open(path, flags), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -320,7 +320,7 @@ def _explained(place: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise StoreError(f"checkpoint {str(place)!r} {_cause(error)}") from error
-    except (TypeError, ValueError, KeyError, RecursionError) as error:
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise StoreError(
             f"checkpoint {str(place)!r} cannot hold what the trainer saves "
             f"({type(error).__name__}: {_line(error)}); let its save() return dense tensors, and "

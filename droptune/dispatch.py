@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from droptune.design import Block
-from droptune.members import End, Member, Members
+from droptune.members import NO_ROOM, End, Member, Members
 from droptune.plan import Plan
 from droptune.retry import again
 from droptune.search import Asked, Search
@@ -134,6 +134,20 @@ class Queue:
     def tell(self, member: Member, end: End) -> None:
         """Tell how a trial ended, whose run is stored."""
         _tell(self._search, member.asked.number, end)
+
+    def abandon(self, why: str) -> None:
+        """End what other workers have left, for it will not be trained any more.
+
+        Args:
+            why: what is stored of it, and told.
+        """
+        with self._desk.alone():
+            left = self._search.orphans(self._look(own=()))
+            runs = self._desk.claims.last_runs(left) if left else []
+            self._desk.claims.fail([run["id"] for run in runs], why)
+            for number in left:
+                self._search.adopt(number)
+                _tell(self._search, number, End(-1, "failed", message=why))
 
     def _look(self, own: Collection[int]) -> set[int]:
         """Take over what others stored, tell what needs no training; return who is trained."""
@@ -262,6 +276,7 @@ class Arms:
 
 
 def _tell(search: Search, number: int, end: End) -> None:
-    state = "fail" if end.state == "failed" else end.state
+    failed = "infeasible" if end.message == NO_ROOM else "fail"
+    state = failed if end.state == "failed" else end.state
     values = end.values if end.state == "complete" else None
     search.tell(number, values, state, end.message)

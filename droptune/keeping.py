@@ -10,7 +10,7 @@ from typing import Any
 
 from droptune.checkpoints import Checkpoints
 from droptune.errors import DroptuneError, StoreError, TrainingError
-from droptune.trainers import Saved, Trainer, part_of
+from droptune.trainers import Saved, Trainer, part_of, restore_into
 
 EVERY = 60.0
 """Seconds between two checkpoints, at least."""
@@ -75,7 +75,7 @@ class Keeping:
         """
         try:
             found = self._checkpoints.load(name)
-            known = {} if found is None else found[1]["members"]
+            known = {} if found is None else _members(found[1])
             slots = {known[key][0]: slot for key, slot in wanted.items() if key in known}
             if not slots:
                 return {}
@@ -95,13 +95,21 @@ class Keeping:
             self._say(str(error))
 
 
+def _members(about: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return member -> slot and epochs, as a checkpoint says; a file may say anything."""
+    try:
+        return {key: (int(slot), int(epochs)) for key, (slot, epochs) in about["members"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TrainingError(f"a checkpoint does not say whose states it has ({error})") from error
+
+
 def _put(trainer: Trainer, saved: Saved, slots: Mapping[int, int], there: Sequence[int]) -> None:
     """Restore some of the members, in other slots."""
     if "members" in saved.rest:
-        return trainer.restore(part_of(saved, slots))
+        return restore_into(trainer, part_of(saved, slots))
     if any(old != new for old, new in slots.items()):
         raise TrainingError("a trainer of one's own restores members where they were")
-    trainer.restore(saved)
+    restore_into(trainer, saved)
     for slot in there:
         if slot not in slots:
             trainer.stop(slot)

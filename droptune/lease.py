@@ -7,13 +7,14 @@ hangs in the training itself they do not show.
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
 from droptune.errors import StoreError
 from droptune.progress import Progress, Status
-from droptune.store import Store, Workers
+from droptune.store import Claims, Store, Workers
 from droptune.store.workers import BEAT
 
 
@@ -59,6 +60,17 @@ class Lease:
         except StoreError:
             if kind is None:  # else that error is the one to tell
                 raise
+
+    def give_up(self, why: str) -> None:
+        """Hand back at once all that this worker trains, for it hangs and is about to end.
+
+        Args:
+            why: what hangs.
+        """
+        with suppress(StoreError):  # without signs of life it is taken over all the same
+            if self.study_id is not None:
+                Claims(self._store, self.study_id).give_up(self.worker, why)
+            self._workers.leave(self.worker)
 
     def beat(self) -> None:
         """Give a sign of life now."""

@@ -34,6 +34,7 @@ from droptune.trainers import Scores
 from droptune.watch import Clockwork, Idle, Interrupt, Meter
 
 _LOOK_EVERY = 2.0  # seconds between two looks at what others have spent
+_LATE = "stopped: the time budget is used up"
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Loop:
         keeping: where the states of members are kept; None: nowhere.
         folds: how many blocks differ in their rows.
         unit: of the objective, or "".
+        longest: seconds of training after which a run is stopped; None: never.
     """
 
     study_id: int
@@ -69,6 +71,7 @@ class Loop:
     keeping: Keeping | None = None
     folds: int = 1
     unit: str = ""
+    longest: float | None = None
 
     def search(
         self,
@@ -100,6 +103,8 @@ class Loop:
             if members is not None and len(members):
                 self._stop_if_wished(members)
             elif not queue.ready() or late:
+                if late:
+                    queue.abandon(_LATE)
                 if not queue.elsewhere:
                     return
                 self._stop_if_wished(None)
@@ -190,7 +195,7 @@ class Loop:
         while len(members):
             self._stop_if_wished(members)
             scores, ends = members.epoch()
-            ended = members.record(scores, ends) if scores else []
+            ended = members.record(scores, ends) if scores or ends else []
             members.gone.clear()  # the next look at the block finds them
             counts["done"] += len(ended)
             counts["failed"] += sum(end.state == "failed" for _, end in ended)
@@ -276,6 +281,7 @@ class Loop:
             folds=self.folds,
             most=most,
             keeping=self.keeping,
+            longest=self.longest,
             clockwork=self.clockwork,
             say=self.progress.message,
         )
@@ -346,5 +352,4 @@ def _release(members: Members, search: Search) -> None:
 
 def _out_of_time(members: Members, ends: list[End]) -> list[End]:
     ended = {end.slot for end in ends}
-    message = "stopped: the time budget is used up"
-    return [End(slot, "failed", None, message) for slot in members if slot not in ended]
+    return [End(slot, "failed", None, _LATE) for slot in members if slot not in ended]

@@ -1,67 +1,36 @@
 """The members that train now: on the trainer, and as runs in the store."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from droptune import gap
-from droptune.errors import StudyError, TrainingError
+from droptune.errors import StudyError
 from droptune.keeping import Keeping
+from droptune.member import End, Member, too_long
 from droptune.plan import Plan
+from droptune.room import NO_ROOM, check_room, no_room_at_all
 from droptune.search import Asked
 from droptune.space import CONTROL
 from droptune.store import Claims, Store
-from droptune.trainers import Scores, Trainer, is_out_of_memory, saved_by
+from droptune.trainers import (
+    Scores,
+    Trainer,
+    is_out_of_memory,
+    release_memory,
+    saved_by,
+)
 from droptune.watch import Clockwork
 
 #: At most so many slots (None: as suits), block -> a trainer.
 MakeTrainer = Callable[[int | None, int], Trainer]
 
 
-@dataclass
-class Member:
-    """A run that trains now.
-
-    Attributes:
-        run: id in the store.
-        plan: what it trains.
-        arm: "trial", or the name of the plan.
-        asked: its trial; None in confirmation.
-        clock: of the block, when it entered.
-        key: what it is called in a checkpoint.
-        epochs: how many it has trained.
-        seconds: how long that took.
-        metrics: of its last epoch.
-    """
-
-    run: int
-    plan: Plan
-    arm: str
-    asked: Asked | None = None
-    clock: int = 0
-    key: str = ""
-    epochs: int = 0
-    seconds: float = 0.0
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class End:
-    """How a member ends: its state in the store, and the objectives if it is complete."""
-
-    slot: int
-    state: str
-    values: Sequence[float] | None = None
-    message: str | None = None
-    test: Mapping[str, float] | None = None
-    reliability: list[list[float]] | None = None
-
-
 class Members:
     """Trains members side by side, block after block, and keeps the record of their runs.
 
-    When memory runs out, all members are lost and the trainer is made anew with half the
-    slots.
+    When memory runs out, all members are handed back and the trainer is made anew with half the
+    slots; with one slot the member has failed, for its plan does not fit.
 
     Args:
         store: where runs and curves go.
@@ -73,6 +42,7 @@ class Members:
         folds: how many blocks differ in their rows; each needs a trainer of its own.
         most: slots that are of use; None: as many as suit.
         keeping: where states are kept; None: nowhere.
+        longest: seconds after which a member is stopped; None: never.
         clockwork: where time is counted.
         say: is given a line when memory runs out, and on how the control fits.
 
@@ -93,6 +63,7 @@ class Members:
         folds: int,
         most: int | None,
         keeping: Keeping | None,
+        longest: float | None,
         clockwork: Clockwork,
         say: Callable[[str], object],
     ) -> None:
@@ -101,8 +72,10 @@ class Members:
         self._make_trainer, self._clockwork, self._say = make_trainer, clockwork, say
         self._folds, self._block = folds, 0
         self._keeping, self._claims = keeping, Claims(store, study_id)
+        self._longest = math.inf if longest is None else longest
         self._slots: dict[int, Member] = {}
         self._entered: dict[int, Mapping[str, Any] | None] = {}
+        self._refused: dict[int, End] = {}  # those whose plans do not fit
         self.gone: list[Member] = []
         self.seconds = 0.0
         with clockwork("training"):
@@ -137,11 +110,9 @@ class Members:
         """Start a block at clock 0; there must be no members."""
         other_rows = (block - self._block) % self._folds
         self._seed, self._block = seed, block
+        if other_rows:
+            self._make_anew(self._trainer.slots)
         with self._clockwork("training"):
-            if other_rows:
-                slots = self._trainer.slots
-                del self._trainer  # its memory is needed
-                self._trainer = self._make_trainer(slots, block)
             self._trainer.begin(seed)
 
     def enter(
@@ -160,8 +131,9 @@ class Members:
             before: the run that it goes on from, which has a checkpoint; None: it begins.
         """
         slot, clock = self._free_slot(), self._trainer.clock
-        if before is not None and before["slot"] in self._free_slots():
-            slot, clock = before["slot"], before["clock"]
+        if before is not None:
+            slot = before["slot"] if before["slot"] in self._free_slots() else slot
+            clock = before["clock"]
         run = self._start_run(slot, plan, arm, asked, clock)
         key = f"block {self._block} {arm}" if asked is None else f"trial {asked.number}"
         self._slots[slot] = Member(run, plan, arm, asked, clock, key=key)
@@ -209,12 +181,16 @@ class Members:
 
         Returns:
             the scores by slot, none if memory ran out; and the ends of those members that
-            have diverged or are complete.
+            have diverged or are complete, or do not fit.
 
         Raises:
-            StudyError: an objective is not among the metrics.
-            TrainingError: memory ran out with a single slot.
+            StudyError: an objective is not among the metrics, or no dropout takes too long.
+            TrainingError: memory ran out with a single slot, and no dropout does not fit.
         """
+        scores, ends = ({}, []) if self._refused else self._trained()
+        return ({}, [*self._refused.values()]) if self._refused else (scores, ends)
+
+    def _trained(self) -> tuple[Mapping[int, Scores], list[End]]:
         scores = self._call("epoch") or {}
         ends = [end for slot, score in scores.items() if (end := self._judged(slot, score))]
         if not all(self._fit(end.slot, scores) for end in ends if end.state == "complete"):
@@ -262,7 +238,7 @@ class Members:
             held = self._store.write(write)
         taken = [slot for slot, member in self._slots.items() if member.run not in held]
         for slot in taken:
-            self._trainer.stop(slot)
+            self._vacate(slot)
             self.gone.append(self._slots.pop(slot))
         if taken:
             self._say(
@@ -271,8 +247,12 @@ class Members:
             )
         stored = [end for end in ends if end.slot in self._slots]
         for end in stored:
-            self._trainer.stop(end.slot)
+            self._vacate(end.slot)
         return [(self._slots.pop(end.slot), end) for end in stored]
+
+    def _vacate(self, slot: int) -> None:
+        if self._refused.pop(slot, None) is None:  # else it is not in the trainer
+            self._trainer.stop(slot)
 
     def interrupt(self) -> None:
         """Hand all members back: whoever claims them next goes on from where they are kept."""
@@ -396,6 +376,8 @@ class Members:
             )
         if member.epochs >= self._epochs:
             return End(slot, "complete", [score.metrics[name] for name in self._objectives])
+        if member.seconds > self._longest:
+            return too_long(slot, member, self._longest, self._epochs)
         return None
 
     def _fit(self, slot: int, scores: Mapping[int, Scores]) -> bool:
@@ -413,17 +395,15 @@ class Members:
     def _call(self, method: str, *args: Any) -> Any:
         """Return what the trainer's method returns, or None if memory ran out."""
         try:
-            with self._clockwork("training"):
+            with self._clockwork("training", method):
                 return getattr(self._trainer, method)(*args)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if self._trainer.slots == 1:
-                raise TrainingError(
-                    "out of memory with one member at a time; take a smaller batch_size or "
-                    "model, or another device"
-                ) from error
-        self._narrow()  # here, where no traceback holds on to the old trainer's tensors
+            if self._trainer.slots == 1 and self[0].plan == Plan.none():
+                raise no_room_at_all() from error
+        # Here, where no traceback holds on to the old trainer's tensors.
+        self._narrow() if self._trainer.slots > 1 else self._refuse()
         return None
 
     def _narrow(self) -> None:
@@ -431,8 +411,21 @@ class Members:
         before, clock = self._trainer.slots, self._trainer.clock
         self.gone += self._slots.values()
         self.interrupt()
-        del self._trainer  # its memory is needed
         self._say(f"out of memory at {before} members at once; goes on with {before // 2}")
+        self._make_anew(before // 2)
+        self._trainer.begin(self._seed, clock)
+
+    def _refuse(self) -> None:
+        """End the only member, which has not fitted, if no dropout does."""
+        clock = self._trainer.clock
+        self._make_anew(1)
         with self._clockwork("training"):
-            self._trainer = self._make_trainer(before // 2, self._block)
-            self._trainer.begin(self._seed, clock)
+            check_room(self._trainer, self._seed, clock)
+        self._refused[0] = End(0, "failed", message=NO_ROOM)
+
+    def _make_anew(self, slots: int) -> None:
+        """Make another trainer in the place of this one, whose memory is needed."""
+        with self._clockwork("training"):
+            del self._trainer
+            release_memory()
+            self._trainer = self._make_trainer(slots, self._block)

@@ -1,7 +1,7 @@
 """One call of `Study.optimize`: open the store, search, confirm, judge."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from droptune.confirmation import Confirmation, make_arms, merged
 from droptune.definition import all_kinds, check_same, environment
 from droptune.design import Outcome
 from droptune.dispatch import Desk
+from droptune.hang import Watchdog
 from droptune.keeping import Keeping
 from droptune.kinds import derive
 from droptune.lease import Lease
@@ -30,6 +31,7 @@ from droptune.trainers import (
     Trainer,
     check_metrics,
     choose,
+    gpu_share,
     make_own,
     pick_device,
 )
@@ -51,9 +53,15 @@ class Optimization:
     """One call of `optimize`."""
 
     def __init__(
-        self, study: "Study", shown: Progress, interrupt: Interrupt, waits: bool = True
+        self,
+        study: "Study",
+        shown: Progress,
+        interrupt: Interrupt,
+        waits: float = True,
+        on_hang: Callable[[], object] | None = None,
     ) -> None:
         self.study, self.shown, self.interrupt, self.waits = study, shown, interrupt, waits
+        self.on_hang = on_hang
         self.clockwork = Clockwork()
         self.fixed = study.space.fixed_plans(study.as_given())
         self.kinds = all_kinds(study.space, self.fixed.values())
@@ -67,20 +75,38 @@ class Optimization:
 
     def result(self) -> Result:
         """Run what is left to do and return the answer."""
-        for remark in self.study.remarks():
+        study = self.study
+        for remark in study.remarks():
             self.shown.message(remark)
-        if unused := self.study.space.unused_kinds:
+        if study.gpu_memory is not None and self.device.type != "cuda":
+            said = f"gpu_memory {study.gpu_memory} has no effect on {self.device}"
+            self.shown.message(f"{said}, only on CUDA's devices")
+        if unused := study.space.unused_kinds:
             self.shown.message(
                 f"not tried, for they fit all sites of no role: {', '.join(unused)} "
                 "(`droptune sites` lists what fits)"
             )
-        with Store(self.study.url) as store, Lease(store, str(self.device)) as lease:
+        with (
+            gpu_share(self.device, study.gpu_memory),
+            Store(study.url) as store,
+            Lease(store, str(self.device)) as lease,
+        ):
             self.store, self.shown = store, lease.shown(self.shown)
             again(lambda _repeated: self._open(lease))
+            hangs = settings.seconds(study.hang_time, "hang_time") or 0.0
             try:
-                return self._search_and_confirm(lease)
+                with Watchdog(self.clockwork, hangs, partial(self._hung, lease)):
+                    return self._search_and_confirm(lease)
             finally:
                 self.search.close()
+
+    def _hung(self, lease: Lease, said: str) -> None:
+        """Say where training hangs; end this worker if whoever called wishes so."""
+        if self.on_hang is None:
+            return self.shown.message(said)
+        self.shown.message(f"{said}; this worker ends, another one or the same command goes on")
+        lease.give_up(said)
+        return self.on_hang()
 
     def _open(self, lease: Lease) -> None:
         """Make or open the study; other workers of it do so before or after."""
@@ -171,6 +197,7 @@ class Optimization:
             self._keeping(lease),
             folds=study.data.blocks if study.data is not None else 1,
             unit=_unit(study, study.objectives[0]),
+            longest=settings.seconds(study.trial_time, "trial_time"),
         )
         before = self.search.finished
         loop.search(
@@ -306,6 +333,11 @@ class Optimization:
 
     def _why_unconfirmed(self) -> str:
         if self.study.confirm_blocks and len(self.search.ranked(2)) == 1:
+            if failed := self.search.counts().failed:
+                return (
+                    f"no plan but one could be trained, {failed} failed; `droptune show --study "
+                    f"{self.study.name} --trial N` says why"
+                )
             return "no plan but one was tried, there is nothing to compare; raise --trials"
         if self.search.best() is not None:
             return "nothing was confirmed; set confirm_blocks (--confirm-blocks) to 2 or more"

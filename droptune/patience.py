@@ -3,7 +3,7 @@
 Numbers in, numbers out; search.py says which.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,10 +58,18 @@ class Patience:
         self._trials = trials
         self._known: tuple[int, Outlook | None] = 0, None
 
-    def outlook(self, space: Mapping[str, Any], results: Sequence[Result]) -> Outlook | None:
-        """Return what `look_ahead` says; None without patience."""
-        if self._trials and self._known[0] != len(results):
-            self._known = len(results), look_ahead(space, results, self._trials)
+    def outlook(
+        self, space: Mapping[str, Any], count: int, results: Callable[[], Sequence[Result]]
+    ) -> Outlook | None:
+        """Return what `look_ahead` says; None without patience.
+
+        Args:
+            space: as there.
+            count: of the results.
+            results: returns them.
+        """
+        if self._trials and self._known[0] != count:
+            self._known = count, look_ahead(space, results(), self._trials)
         return self._known[1]
 
 

@@ -13,6 +13,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from droptune import rows
 from droptune.errors import DroptuneError, StoreError, StudyError, TransientError
 from droptune.retry import again
 from droptune.samplers import kept, quiet
@@ -57,6 +58,9 @@ class Record:
                 self.close()
                 raise
         self._ids = {trial.number: trial._trial_id for trial in self.trials}
+        #: The highest id, and id -> state of the trials that have not ended, as far as known.
+        self._last, self._unfinished = -1, {}
+        self._note(self.trials)
 
     def __contains__(self, number: object) -> bool:
         return number in self._ids
@@ -81,14 +85,16 @@ class Record:
             known = self._created(number, template) if repeated else None
             if known is not None:
                 return known
-            trial_id = self._store.create_new_trial(self._study_id, template)
-            if not self._is(trial_id, number):
-                self._store.set_trial_state_values(trial_id, TrialState.FAIL)
+            trial_id, given = rows.insert(self._rdb, self._study_id, template)
+            if given != number:
+                self._rdb.set_trial_state_values(trial_id, TrialState.FAIL)
                 raise self._other_process()
             return trial_id
 
         with self._storing("store a trial of study"):
-            self._ids[number] = again(work)
+            trial_id = again(work)
+        self._ids[number], self._last = trial_id, max(trial_id, self._last)
+        self._unfinished[trial_id] = template.state
 
     def start(self, number: int, missing: Mapping[str, tuple[BaseDistribution, Any]]) -> None:
         """Store that a WAITING trial is running.
@@ -105,12 +111,13 @@ class Record:
                 return
             for name, (distribution, value) in missing.items():
                 internal = distribution.to_internal_repr(value)
-                self._store.set_trial_param(trial_id, name, internal, distribution)
-            if not self._store.set_trial_state_values(trial_id, TrialState.RUNNING):
+                self._rdb.set_trial_param(trial_id, name, internal, distribution)
+            if not self._rdb.set_trial_state_values(trial_id, TrialState.RUNNING):
                 raise self._other_process()
 
         with self._storing("start a trial of study"):
             again(work)
+        self._unfinished[trial_id] = TrialState.RUNNING
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """Store the objective of a running trial after an epoch; a second value replaces it."""
@@ -119,7 +126,7 @@ class Record:
             # One that another worker has ended stays as it is: this worker was thought dead, and
             # drops the trial when it stores the epoch.
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                again(lambda _: self._store.set_trial_intermediate_value(trial_id, epoch, value))
+                again(lambda _: self._rdb.set_trial_intermediate_value(trial_id, epoch, value))
 
     def finish(
         self,
@@ -136,10 +143,10 @@ class Record:
             if repeated and self._ended_so(trial_id, state, values):
                 return
             for key, value in system_attrs.items():
-                self._store.set_trial_system_attr(trial_id, key, value)
+                self._rdb.set_trial_system_attr(trial_id, key, value)
             for key, value in user_attrs.items():
-                self._store.set_trial_user_attr(trial_id, key, value)
-            if not self._store.set_trial_state_values(trial_id, state, values):
+                self._rdb.set_trial_user_attr(trial_id, key, value)
+            if not self._rdb.set_trial_state_values(trial_id, state, values):
                 raise self._other_process()
 
         with self._storing("store the result of a trial of study"):
@@ -149,28 +156,32 @@ class Record:
                 # Another worker found the run that ended so, and was first to tell it.
                 if not again(lambda _: self._ended_so(trial_id, state, values)):
                     raise
+        self._unfinished.pop(trial_id, None)
 
-    def changed(self, known: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Return the stored trials, not to be changed, that are further than the known ones.
-
-        Args:
-            known: the trials from number 0 on.
-        """
+    def changed(self) -> list[FrozenTrial]:
+        """Return the stored trials, by number, that are new or further than when last seen."""
+        of = (self._rdb, self._study_id, self._last, self._unfinished)
         with self._storing("read study"):
-            stored = again(lambda _: self._store.get_all_trials(self._study_id, deepcopy=False))
-        self._ids |= {trial.number: trial._trial_id for trial in stored[len(known) :]}
-        new = [
-            one
-            for one, here in zip(stored, known, strict=False)
-            if one.state != here.state and not here.state.is_finished()
-        ]
-        return new + list(stored[len(known) :])
+            found = again(lambda _: rows.moved(*of))
+        self._ids |= {trial.number: trial._trial_id for trial in found}
+        self._note(found)
+        return found
+
+    def _note(self, trials: Sequence[FrozenTrial]) -> None:
+        """Note how far trials are."""
+        for trial in trials:
+            self._last = max(self._last, trial._trial_id)
+            if trial.state.is_finished():
+                self._unfinished.pop(trial._trial_id, None)
+            else:
+                self._unfinished[trial._trial_id] = trial.state
 
     def read(self) -> list[FrozenTrial]:
         """Return the trials as they are stored now, by number; a copy."""
         with self._storing("read study"):
             trials = again(lambda _: self._all())
         self._ids = {trial.number: trial._trial_id for trial in trials}
+        self._note(trials)
         return trials
 
     def rungs(self, number: int) -> dict[int, float]:
@@ -185,12 +196,11 @@ class Record:
 
     def _load(self, directions: list[str]) -> None:
         """Open or create the study, and read its trials."""
-        self._store = optuna.storages.get_storage(self._rdb)  # keeps the numbers of its trials
         optuna.create_study(
-            storage=self._store, study_name=self._name, directions=directions, load_if_exists=True
+            storage=self._rdb, study_name=self._name, directions=directions, load_if_exists=True
         )
-        self._study_id = self._store.get_study_id_from_name(self._name)
-        stored = [d.name.lower() for d in self._store.get_study_directions(self._study_id)]
+        self._study_id = self._rdb.get_study_id_from_name(self._name)
+        stored = [d.name.lower() for d in self._rdb.get_study_directions(self._study_id)]
         if stored != directions:
             raise StudyError(
                 f"study {self._name!r} is there to {' and '.join(stored)}, not to"
@@ -204,7 +214,7 @@ class Record:
             )
 
     def _all(self) -> list[FrozenTrial]:
-        trials = self._store.get_all_trials(self._study_id)
+        trials = self._rdb.get_all_trials(self._study_id)
         for trial in trials:  # what Optuna would unpickle must not come from a store
             trial.system_attrs = kept(trial.system_attrs)
         return trials
@@ -225,14 +235,6 @@ class Record:
         """Say whether an earlier try stored this end of a trial."""
         stored = self._rdb.get_trial(trial_id)
         return (stored.state, stored.values) == (state, None if values is None else [*values])
-
-    def _is(self, trial_id: int, number: int) -> bool:
-        try:  # answered from memory, without a query, if the number is the right one
-            return trial_id == self._store.get_trial_id_from_study_id_trial_number(
-                self._study_id, number
-            )
-        except KeyError:
-            return False
 
     @contextlib.contextmanager
     def _storing(self, what: str) -> Iterator[None]:

@@ -67,6 +67,10 @@ class Refining(BaseSampler):
         self._known: tuple[int, Any] = 0, None  # at so many complete trials
         self._now: Mapping[str, Any] = self._fixed  # what is fixed in the trial at hand
 
+    def remember(self, other: "Refining") -> None:
+        """Take over what another one of the same study has learnt; learning takes a while."""
+        self._known = other._known
+
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Choose what is fixed in this trial: all but the coarse parameters, or all."""
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))

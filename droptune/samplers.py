@@ -136,9 +136,9 @@ SAMPLERS = tuple(_SAMPLERS)
 #: Those that take several objectives: CMA-ES of Optuna does not, nor does AutoDropout's policy.
 SEVERAL = ("tpe", "gp", "qmc", "random", "grid")
 REFINING = ("tpe", "gp")
-#: Those that keep nothing between trials but their generator: each trial gets one of its own
+#: Those that know nothing but the trials and their generator: each trial gets one of its own
 #: seed, so that what is proposed depends on the trials before it and not on who asked for them.
-FRESH = ("tpe", "random")
+FRESH = ("tpe", "gp", "cmaes", "qmc", "random")
 #: The pruner of paired.py, which is no pruner of Optuna.
 PAIRED = "paired"
 PRUNERS = ("none", PAIRED, "median", "hyperband", "successive-halving")
@@ -211,6 +211,15 @@ def make_sampler(
         return sampler
     with quiet():  # it is called experimental
         return optuna.samplers.PartialFixedSampler(dict(settled), sampler)
+
+
+def renewed(
+    old: optuna.samplers.BaseSampler, new: optuna.samplers.BaseSampler
+) -> optuna.samplers.BaseSampler:
+    """Return a sampler with the generator of `new`, and what `old` has found out of the trials."""
+    if isinstance(old, Refining) and isinstance(new, Refining):
+        new.remember(old)
+    return new
 
 
 def make_pruner(name: str, rungs: Sequence[int], epochs: int) -> optuna.pruners.BasePruner:

@@ -26,6 +26,7 @@ from droptune.samplers import (
     FRESH,
     PAIRED,
     PRUNERS,
+    REFINING,
     SAMPLERS,
     SEVERAL,
     Grid,
@@ -35,8 +36,9 @@ from droptune.samplers import (
     make_sampler,
     quiet,
     recall_cmaes,
+    renewed,
 )
-from droptune.trials import MESSAGE, NAME, PLAN, STATES, Counts, Trials
+from droptune.trials import MESSAGE, NAME, PLAN, STATES, UNFIT, Counts, Trials
 from droptune.working import RUNG, WorkingCopy
 
 __all__ = ["PAIRED", "PRUNERS", "SAMPLERS", "SEVERAL", "Asked", "Counts", "Search"]
@@ -116,7 +118,9 @@ class Search(Trials):
                 self._sampler = self._make_sampler(len(trials))
                 if sampler == "cmaes":
                     recall_cmaes(trials, directions[0])
-                self._copy = WorkingCopy(name, directions, self._sampler, self._pruner, trials)
+                self._copy = WorkingCopy(
+                    name, directions, self._sampler, self._pruner, trials, sampler in REFINING
+                )
             sites = [site.name for site in space.sites] if pruner == PAIRED else []
             self._paired = Paired(epochs, directions[0], sites, self._plan_of) if sites else None
             self._curves = curves
@@ -124,7 +128,7 @@ class Search(Trials):
         except BaseException:
             self.close()
             raise
-        self._fresh = sampler in FRESH and not space.finer
+        self._fresh, self._recalls = sampler in FRESH, sampler == "cmaes"
         #: Trials that were asked for here and not yet told.
         self._mine: set[int] = set()
 
@@ -134,13 +138,16 @@ class Search(Trials):
         Whoever asks, or begins a trial, does so right after it and keeps the others out from
         before it on: the number of the next trial is then known, and the budget is not passed.
         """
-        changed = self._record.changed(self._copy.trials())
+        changed = self._record.changed()
         with quiet():
             for trial in changed:
                 self._copy.take(trial)
         self._mine -= {trial.number for trial in changed if trial.state.is_finished()}
         if any(trial.state == TrialState.COMPLETE for trial in changed):
             self._learn_curves()
+            if self._recalls:  # for the copy's own trials: ended ones take no attributes
+                with quiet():
+                    recall_cmaes(self._copied(), self._directions[0])
 
     def _copied(self) -> list[FrozenTrial]:
         return self._copy.trials()
@@ -206,7 +213,7 @@ class Search(Trials):
     def orphans(self, live: Collection[int] = ()) -> list[int]:
         """Return the running trials that are neither of this search nor live, by number."""
         taken = self._mine.union(live)
-        running = (t.number for t in self._copy.trials() if t.state == TrialState.RUNNING)
+        running = (trial.number for trial in self.open(TrialState.RUNNING))
         return [number for number in running if number not in taken]
 
     def adopt(self, number: int) -> Asked:
@@ -244,9 +251,10 @@ class Search(Trials):
             return None
         with quiet():
             if self._fresh:
-                self._copy.study.sampler = self._make_sampler(len(self._record))
+                new = self._make_sampler(len(self._record))
+                self._copy.study.sampler = renewed(self._copy.study.sampler, new)
             self._give()
-            trial = self._copy.study.ask()
+            trial = self._copy.ask()
             given = dict(trial.params)
             plan = self._space.suggest(trial)
         frozen = self._copy.trial(trial.number)
@@ -309,8 +317,9 @@ class Search(Trials):
             number: of the trial.
             value: of the objective, or of each, for `complete`. One that is not finite ends the
                 trial as failed, with a message: samplers cannot use it, and it must not win.
-            state: `complete`, `pruned` (its value is the last reported one, as in Optuna)
-                or `fail`.
+            state: `complete`, `pruned` (its value is the last reported one, as in Optuna),
+                `fail`, or `infeasible`: failed, for the plan does not fit into memory, so that
+                the sampler is to keep away from the like.
             message: why it failed, one line.
 
         Raises:
@@ -334,11 +343,13 @@ class Search(Trials):
             values = None if math.isnan(last) else [last]
         # The rungs passed are what successive halving compares with after a restart.
         rungs = {k: v for k, v in frozen.system_attrs.items() if k.startswith(RUNG)}
-        notes = {} if message is None else {MESSAGE: message}
+        notes: dict[str, Any] = {} if message is None else {MESSAGE: message}
+        if state == UNFIT:
+            notes[UNFIT] = self._worst()
         self._record.finish(number, outcome, values, rungs, notes)
         with quiet():
             told = values if outcome == TrialState.COMPLETE else None
-            self._copy.study.tell(number, told, state=outcome)
+            self._copy.end(number, outcome, told, notes.get(UNFIT))
         self._mine.discard(number)
         if self._paired is not None:
             if told:
@@ -363,20 +374,19 @@ class Search(Trials):
 
     def _give(self) -> None:
         """Give the next trial the parameters that the space does not leave to the sampler."""
-        trials = self._copy.trials()
-        given = self._space.given(len(trials))
-        if given and not any(trial.state == TrialState.WAITING for trial in trials):
+        given = self._space.given(len(self._record))
+        if given and not self.open(TrialState.WAITING):
             self._copy.study.enqueue_trial(given)
 
     def _exhausted(self) -> bool:
         """Tell whether the sampler is a grid with no point left, and no trial is in line."""
         if not isinstance(self._sampler, Grid):
             return False
-        return not self._copy.waiting() and not self._sampler.left(self._copy.trials())
+        return not self.open(TrialState.WAITING) and not self._sampler.left(self._copy.trials())
 
     def _impatient(self) -> bool:
         """Tell whether more trials are not worth it, and no trial is in line."""
-        ahead = None if self._copy.waiting() else self.outlook()
+        ahead = None if self.open(TrialState.WAITING) else self.outlook()
         return ahead is not None and ahead.over
 
     def _values(self, number: int, value: float | Sequence[float]) -> list[float]:

@@ -69,7 +69,11 @@ def check(settings: Mapping[str, Any]) -> None:
     _check_tune(settings)
     check_objectives(settings)
     _check_strategy(settings)
-    seconds(settings["time"])
+    for what in ("time", "trial_time", "hang_time"):
+        seconds(settings[what], what)
+    share = settings["gpu_memory"]
+    if share is not None and not (_is_number(share) and 0 < share <= 1):
+        raise StudyError(f"gpu_memory {share!r}: a share above 0 and up to 1 is needed, as 0.5")
     if settings["pruner"] != "none" and not rungs(settings["epochs"], settings["pruner"]):
         raise StudyError(
             f"pruner {settings['pruner']!r} compares trials before the last epoch, and epochs is "
@@ -99,26 +103,29 @@ def rungs(epochs: int, pruner: str) -> frozenset[int]:
     return frozenset(-(-epochs // part) for part in (8, 4, 2)) - {epochs}
 
 
-def seconds(limit: float | str | None) -> float | None:
-    """Return a time budget in seconds.
+def seconds(limit: float | str | None, what: str = "time") -> float | None:
+    """Return a limit of time in seconds.
 
     Args:
         limit: seconds, or text such as "90s", "10m", "1.5h"; None: no limit.
+        what: the setting's name; hang_time alone may be 0.
 
     Raises:
         StudyError: it is neither, or not above 0.
     """
     if limit is None:
         return None
-    value = 0.0
+    value = math.nan
     if isinstance(limit, str):
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([smh]?)\s*", limit)
         if match:
             value = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
     elif isinstance(limit, int | float) and not isinstance(limit, bool):
         value = float(limit)
-    if not 0 < value < math.inf:
-        raise StudyError(f"time {limit!r}: give seconds above 0, or text such as 90s, 10m, 2h")
+    never = what == "hang_time" and value == 0
+    if not never and not 0 < value < math.inf:
+        least = "seconds, 0 for never," if what == "hang_time" else "seconds above 0,"
+        raise StudyError(f"{what} {limit!r}: give {least} or text such as 90s, 10m, 2h")
     return value
 
 

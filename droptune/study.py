@@ -12,6 +12,7 @@ from droptune.data import Data
 from droptune.definition import qualified
 from droptune.errors import StudyError
 from droptune.fixed import Fixed, find_fixed, fixed_line
+from droptune.hang import HANG_TIME
 from droptune.objectives import directions, each, one_or_all
 from droptune.optimize import Optimization
 from droptune.plan import Plan
@@ -107,6 +108,15 @@ class Study:
         slots: members at once, or "auto": measured.
         device: "auto", "cpu", "cuda", "cuda:1" ...
         store: database URL; None: the environment's DROPTUNE_STORE, else sqlite:///droptune.db.
+        trial_time: seconds of training after which a run, of the search or of confirmation, is
+            stopped and has failed, or text such as "10m"; looked at after each epoch. Of trials
+            that train side by side each takes its share of an epoch's time. None: no limit.
+        hang_time: seconds, or text, for which training may wait, without computing, until an
+            epoch ends: ten times the longest part of it so far if that is more, and six times as
+            long for the first. What hangs is said with its place in your code; the command line
+            then ends the worker, so that another goes on. 0: for ever.
+        gpu_memory: share of the GPU's memory that this process may use, above 0 and up to 1;
+            None: nine tenths of what is free at the start. On other devices without effect.
 
     Raises:
         StudyError: a setting is not allowed.
@@ -151,6 +161,9 @@ class Study:
     device: str = "auto"
     store: str | None = None
     metrics: Sequence[str | Callable] = ()
+    trial_time: float | str | None = None
+    hang_time: float | str = HANG_TIME
+    gpu_memory: float | None = None
 
     def __post_init__(self) -> None:
         settings.check({name: getattr(self, name) for name in self.__dataclass_fields__})
@@ -303,7 +316,8 @@ class Study:
         trials: int | None = None,
         time: float | str | None = None,
         progress: Progress | None = None,
-        wait: bool = True,
+        wait: float = True,
+        on_hang: Callable[[], object] | None = None,
     ) -> Result:
         """Search, confirm and judge; goes on where an earlier call ended.
 
@@ -314,7 +328,10 @@ class Study:
             trials: total budget of the search in trials.
             time: total budget of the search in seconds, or text such as "10m".
             progress: is told how far it is; None: a display that suits the terminal.
-            wait: for others, when they train all that is left; else NothingFree is raised.
+            wait: for others, when they train all that is left: True, or for how many seconds
+                before NothingFree is raised.
+            on_hang: is called, in another thread, when training hangs and all that it had is
+                handed back, to end the process; None: it is only said where it hangs.
 
         Raises:
             DroptuneError: the study cannot be run; what is stored stays stored.
@@ -324,4 +341,4 @@ class Study:
         study = self.using(**{name: value for name, value in changes.items() if value is not None})
         progress = suitable_progress() if progress is None else progress
         with progress as shown, Interrupt(shown.message) as interrupt:
-            return Optimization(study, shown, interrupt, wait).result()
+            return Optimization(study, shown, interrupt, wait, on_hang).result()

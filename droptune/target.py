@@ -10,13 +10,13 @@ import importlib.util
 import os
 import re
 import sys
-import sysconfig
 import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from droptune.errors import DroptuneError, ModelError, TargetError, nearest
+from droptune.frames import of_user, short
 
 if TYPE_CHECKING:
     from droptune.study import Study
@@ -24,13 +24,6 @@ if TYPE_CHECKING:
 DEFAULT = "study"
 """The name of the study in a target that names none."""
 _TARGET = re.compile(r"(?P<where>.+\.py|[^:]+)(:(?P<name>[^:]*))?", re.IGNORECASE)
-_LIBRARIES = tuple(
-    str(Path(folder).resolve()) + os.sep
-    for folder in (
-        *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")),
-        Path(__file__).parent,
-    )
-)
 
 
 def load_target(target: str) -> "Study":
@@ -57,9 +50,9 @@ def user_line(error: BaseException) -> str | None:
     The innermost frame counts that lies neither in an installed library nor in droptune.
     """
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
-        return f"{_short(error.filename)} line {error.lineno}"
+        return f"{short(error.filename)} line {error.lineno}"
     frames = _user_frames(error)
-    return f"{_short(frames[-1].filename)} line {frames[-1].lineno}" if frames else None
+    return f"{short(frames[-1].filename)} line {frames[-1].lineno}" if frames else None
 
 
 def traceback_of(error: BaseException, whole: bool = False) -> str:
@@ -83,13 +76,7 @@ def traceback_of(error: BaseException, whole: bool = False) -> str:
 
 def _user_frames(error: BaseException) -> list[traceback.FrameSummary]:
     """Return the frames that lie neither in an installed library nor in droptune."""
-    found = []
-    for frame in traceback.extract_tb(error.__traceback__):
-        path = Path(frame.filename)
-        ours = str(path.resolve()).startswith(_LIBRARIES) or "site-packages" in path.parts
-        if path.is_file() and not ours:
-            found.append(frame)
-    return found
+    return [frame for frame in traceback.extract_tb(error.__traceback__) if of_user(frame)]
 
 
 def _parts(target: str) -> tuple[str, str | None]:
@@ -192,9 +179,3 @@ def _no_file(where: str, path: Path) -> str:
 def _first_on_path(folder: str) -> None:
     if sys.path[:1] != [folder]:
         sys.path.insert(0, folder)
-
-
-def _short(filename: str) -> str:
-    """Return a path relative to the working directory if it is inside it."""
-    path, here = Path(filename).resolve(), Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else filename

@@ -3,6 +3,7 @@
 Part of search.py, which adds asking and telling.
 """
 
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,15 @@ from droptune.ranking import Result, finalists, ranked
 
 # User attributes of a trial: the name and the exact plan of a fixed one, and why it failed.
 NAME, PLAN, MESSAGE = "name", "plan", "message"
+#: Of a trial whose plan does not fit into memory: the objectives that it counts with for a
+#: sampler, the worst of the trials before it; None: there were none.
+UNFIT = "infeasible"
 
 STATES = {
     "complete": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
     "fail": TrialState.FAIL,
+    UNFIT: TrialState.FAIL,
 }
 
 
@@ -36,6 +41,39 @@ class Counts:
     failed: int
     running: int
     waiting: int
+
+
+class _Known:
+    """The trials by how far they are. Those that have ended, which change no more, are read once.
+
+    Args:
+        trials: returns them, by number.
+
+    Attributes:
+        open: that have not ended, by number.
+        complete: by number.
+        ended: state -> how many ended in it.
+    """
+
+    def __init__(self, trials: Callable[[], Sequence[FrozenTrial]]) -> None:
+        self._trials, self._seen = trials, 0
+        self.open: list[FrozenTrial] = []
+        self.complete: list[FrozenTrial] = []
+        self.ended: Counter[TrialState] = Counter()
+
+    def look(self) -> "_Known":
+        """Take in what has changed; return this."""
+        trials = self._trials()
+        now = [trials[one.number] for one in self.open] + list(trials[self._seen :])
+        self.open, self._seen = [], len(trials)
+        for trial in now:
+            if not trial.state.is_finished():
+                self.open.append(trial)
+                continue
+            self.ended[state_of(trial)] += 1
+            if state_of(trial) == TrialState.COMPLETE:
+                insort(self.complete, trial, key=lambda one: one.number)
+        return self
 
 
 class Trials:
@@ -58,6 +96,7 @@ class Trials:
         patience: int,
     ) -> None:
         self._trials, self._suggest = trials, suggest
+        self._known = _Known(trials)
         self._parameters, self._directions = parameters, directions
         self._patience = Patience(patience)
         self._plans: dict[int, Plan] = {}
@@ -72,14 +111,23 @@ class Trials:
 
     def counts(self) -> Counts:
         """Return the number of trials by state."""
-        states = Counter(trial.state for trial in self._trials())
-        order = (*STATES.values(), TrialState.RUNNING, TrialState.WAITING)
-        return Counts(*(states[state] for state in order))
+        known = self._known.look()
+        states = known.ended + Counter(trial.state for trial in known.open)
+        order = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
+        return Counts(*(states[TrialState[state]] for state in order))
+
+    def open(self, state: TrialState) -> list[FrozenTrial]:
+        """Return the trials that are running, or that wait, by number."""
+        return [trial for trial in self._known.look().open if trial.state == state]
 
     def best(self, objective: int = 0) -> Tried | None:
         """Return number, plan and value of the best complete trial in an objective, or None."""
-        best = self.ranked(1, objective=objective)
-        return best[0] if best else None
+        sign = 1 if self._directions[objective] == "minimize" else -1
+        complete = self._complete()
+        if not complete:
+            return None
+        best = min(complete, key=lambda one: sign * one.values[objective])
+        return best.number, self._plan(best), best.values[objective]
 
     def ranked(self, k: int, exclude: Collection[Plan] = (), objective: int = 0) -> list[Tried]:
         """Return up to `k` best complete trials with different plans, see `ranking.ranked`."""
@@ -123,7 +171,14 @@ class Trials:
         return [(trial.number, self._plan(trial), trial.values) for trial in self._complete()]
 
     def _complete(self) -> list[FrozenTrial]:
-        return [trial for trial in self._trials() if trial.state == TrialState.COMPLETE]
+        return self._known.look().complete
+
+    def _worst(self) -> list[float] | None:
+        """Return the worst value so far of each objective; None: no trial is complete."""
+        columns = zip(*(trial.values for trial in self._complete()), strict=True)
+        worst = {"minimize": max, "maximize": min}
+        pairs = zip(self._directions, columns, strict=False)
+        return [worst[direction](values) for direction, values in pairs] or None
 
     def outlook(self) -> Outlook | None:
         """Return what the next trials are expected to gain; None: no patience, or too early.
@@ -131,7 +186,7 @@ class Trials:
         A function of the complete trials alone, so that a study which patience has ended is
         still ended when it is opened again.
         """
-        return self._patience.outlook(self._parameters, self._told())
+        return self._patience.outlook(self._parameters, len(self._complete()), self._told)
 
     def _told(self) -> list[tuple[dict[str, Any], float, bool]]:
         """Return parameters, value to be made small, and whether the sampler chose the plan."""
@@ -150,3 +205,8 @@ class Trials:
                 with quiet():
                     self._plans[trial.number] = self._suggest(FixedTrial(trial.params))
         return self._plans.get(trial.number)
+
+
+def state_of(trial: FrozenTrial) -> TrialState:
+    """Return how a trial ended; for a sampler one that does not fit may be complete."""
+    return TrialState.FAIL if UNFIT in trial.user_attrs else trial.state

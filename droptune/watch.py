@@ -1,5 +1,6 @@
 """What is watched while a study runs: Ctrl-C, where the time goes, and how far it is."""
 
+import math
 import random
 import signal
 import threading
@@ -19,18 +20,39 @@ _SHORTEST, _LONGEST = 0.1, 3.0
 
 @dataclass
 class Clockwork:
-    """Where the time of a study goes, in seconds by "training", "search" and "store"."""
+    """Where the time of a study goes.
+
+    Attributes:
+        seconds: by "training", "search" and "store".
+        longest: seconds by part of the training that has ended, "epoch" and others.
+        now: what goes on now; None: nothing of these.
+        turns: how often any of it has begun or ended.
+    """
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    longest: dict[str, float] = field(default_factory=dict)
+    now: str | None = None
+    turns: int = 0
 
     @contextmanager
-    def __call__(self, what: str) -> Iterator[None]:
-        """Count the time of a `with` block."""
-        started = time.perf_counter()
+    def __call__(self, what: str, part: str = "other") -> Iterator[None]:
+        """Count the time of a `with` block.
+
+        Args:
+            what: a key of `seconds`.
+            part: of the training, a key of `longest`.
+        """
+        started, before, self.now = time.perf_counter(), self.now, what
+        self.turns += 1
         try:
             yield
         finally:
-            self.seconds[what] += time.perf_counter() - started
+            took = time.perf_counter() - started
+            self.seconds[what] += took
+            if what == "training":
+                self.longest = {**self.longest, part: max(took, self.longest.get(part, 0.0))}
+            self.now = before
+            self.turns += 1
 
 
 class NothingFree(Exception):
@@ -41,26 +63,29 @@ class Idle:
     """Waits while other workers train what is left.
 
     Args:
-        waits: whether to wait at all.
+        waits: True: for as long as it takes; else for how many seconds.
     """
 
-    def __init__(self, waits: bool) -> None:
-        self._waits, self._next = waits, _SHORTEST
+    def __init__(self, waits: float) -> None:
+        self._waits = math.inf if waits is True else waits
+        self._next, self._waited = _SHORTEST, 0.0
 
     def __call__(self) -> None:
         """Wait for a moment, longer each time until `over`.
 
         Raises:
-            NothingFree: this worker is not to wait.
+            NothingFree: this worker is not to wait any longer.
         """
-        if not self._waits:
+        if self._waited >= self._waits:
             raise NothingFree
-        time.sleep(self._next * random.uniform(0.5, 1))  # not all look at the same moment
+        wait = self._next * random.uniform(0.5, 1)  # not all look at the same moment
+        time.sleep(wait)
+        self._waited += wait
         self._next = min(2 * self._next, _LONGEST)
 
     def over(self) -> None:
         """Note that there was something to train."""
-        self._next = _SHORTEST
+        self._next, self._waited = _SHORTEST, 0.0
 
 
 class Interrupt:

@@ -163,3 +163,36 @@ def test_studies_are_played_and_reported(tmp_path, null, noise):
     figures = {"cases": null.summary(rows), "noise": noise.facts(), "recorded": null.facts()}
     run = null.facts() | vars(args) | {"minutes": 0.1}
     assert "| one plan | " in null.report(figures | {"run": run})
+
+
+# Store
+
+
+def test_the_store_is_loaded_read_and_reported(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(FOLDER)
+    store = __import__("store")
+    just_files = {"SQLite": lambda name: f"sqlite:///{tmp_path}/{name}.db"}
+    monkeypatch.setattr(store, "databases", lambda folder: just_files)
+    given = "--trials 50 --reads 1 --rounds 1 --workers 2 --seconds 0.3 --starts 1"
+    found = store.measure(store.arguments(given.split()))
+    states = ["SQLite, no statistics", "SQLite, analysed"]
+    assert list(found["listings"]) == states
+    assert set(found["listings"][states[0]]) == set(store.READS)
+    assert [row["arm"] for row in found["load"]] == list(store.ARMS)
+    for row in found["load"]:
+        assert "failed" not in row and row["per second"] > 0, row
+        assert 0 < row["median"] <= row["p95"] < 10
+    assert list(found["starts"])[0] == "python -c pass"
+    said = store.report(found)
+    assert "| SQLite | tpe, plain Optuna | 2 | " in said
+    assert "50 trials of 30 epochs" in said
+    found["listings"][states[0]]["best"] = [store.LIMIT + 0.1]
+    assert f"Slower than {store.LIMIT} s: best on {states[0]}." in store.report(found)
+
+
+def test_a_worker_that_fails_is_named(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(FOLDER)
+    workers = __import__("store_workers")
+    job = workers.Job(fresh(tmp_path), "not there", "random", 1)
+    with pytest.raises(RuntimeError, match="2 of 2 workers failed: (KeyError|Broken)"):
+        workers.together(workers.plain, job, 2, 0.1)

@@ -5,10 +5,13 @@ import math
 import zlib
 
 import pytest
+from sqlalchemy import text
 
+from droptune.confirmation import Confirmation, merged
 from droptune.plan import Plan
-from droptune.store import Queries, Store
+from droptune.store import Queries, Store, Workers
 from droptune.trainers import SerialTrainer
+from droptune.watch import NothingFree
 from tests.small import Notes, fresh, plain, rows, runs, study
 
 BLOCKS = 6
@@ -272,3 +275,54 @@ def test_blocks_of_an_older_droptune_choose_and_fresh_ones_judge(url):
     assert (design["first_block"], design["selection"], design["earlier"]) == (1, 2, 0)
     assert result.difference.n == BLOCKS
     assert min(block for block, arms in by_block(url).items() if len(arms) == 3) == 3
+
+
+# Several workers
+
+
+def ahead(monkeypatch, blocks):
+    """Let a worker train so many blocks more than the verdict asks for, as one of several may."""
+    wanted = Confirmation.wanted
+
+    monkeypatch.setattr(Confirmation, "wanted", lambda self, _: wanted(self, blocks))
+    monkeypatch.setattr("droptune.optimize.merged", lambda found: merged(found)[::-1])  # last first
+
+
+@pytest.mark.parametrize("blocks", [2, 5])
+def test_blocks_trained_ahead_change_nothing(tmp_path, monkeypatch, blocks):
+    scored(monkeypatch, better)
+    (tmp_path / "alone").mkdir()
+    alone, helped = fresh(tmp_path / "alone"), fresh(tmp_path)
+    one = study(alone, confirm_blocks=BLOCKS, epochs=1).optimize(progress=Notes())
+    ahead(monkeypatch, blocks)
+    result = study(helped, confirm_blocks=BLOCKS, epochs=1).optimize(progress=Notes())
+    assert str(result.verdict) == str(one.verdict)
+    assert result.to_json()["difference"] == one.to_json()["difference"]
+    assert len(by_block(helped)) > len(by_block(alone)), "else nothing was trained ahead"
+
+
+def test_an_arm_that_another_worker_trains_is_waited_for(url, monkeypatch):
+    one = study(url, confirm_blocks=2, finalists=1)
+    one.using(confirm_blocks=0).optimize(progress=Notes())
+    asleep = []
+
+    def let_go(self):
+        """The other worker, of another machine, gives no more sign of life."""
+        asleep.append(True)
+        with Store(url) as store:
+            store.execute(text("UPDATE droptune_worker SET ended_at = started_at WHERE pid = 1"))
+
+    with Store(url) as store:
+        store.worker = Workers(store).register("cpu", 1)
+        store.execute(text("UPDATE droptune_worker SET place = 'another' WHERE pid = 1"))
+        plan = Plan.none().to_json()
+        where = {"seed": 1, "block": 1, "clock": 0, "slot": 0, "trainer": "t", "device": "cpu"}
+        store.start_run(1, phase="confirm", arm="no dropout", plan=plan, **where)
+        with pytest.raises(NothingFree):
+            one.optimize(progress=Notes(), wait=False)
+        monkeypatch.setattr("droptune.watch.Idle.__call__", let_go)
+        result = one.optimize(progress=Notes())
+    assert asleep and result.difference.n == 2
+    arms = [(block, arm) for _, arm, block, state, _ in runs(url, "confirm") if state == "complete"]
+    assert len(arms) == len(set(arms)) == 6
+    assert [state for *_, state, _ in runs(url, "confirm")].count("stale") == 1

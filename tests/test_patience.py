@@ -1,5 +1,7 @@
 """droptune/patience.py: what more trials are expected to gain."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -110,9 +112,9 @@ def test_patience_looks_once_for_each_number_of_results(monkeypatch):
     monkeypatch.setattr("droptune.patience.look_ahead", lambda *args: calls.append(args))
     patience = Patience(10)
     for count in (11, 11, 12):
-        patience.outlook(SPACE, results(count))
+        patience.outlook(SPACE, count, partial(results, count))
     assert [len(found) for _, found, _ in calls] == [11, 12]
-    assert Patience(0).outlook(SPACE, results(40)) is None
+    assert Patience(0).outlook(SPACE, 40, partial(results, 40)) is None
     assert len(calls) == 2
 
 

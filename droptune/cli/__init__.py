@@ -6,7 +6,7 @@ is one line and exit code 1, wrong usage 2, Ctrl-C 130.
 """
 
 # Importing a module registers its commands.
-from droptune.cli import answer, listings, optimize, report, sites  # noqa: F401
+from droptune.cli import answer, listings, optimize, queue, report, sites  # noqa: F401
 from droptune.cli.database import db
 from droptune.cli.group import STORE, TRACEBACK, main
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from droptune import __version__
 from droptune.cli.group import (
     json_option,
     main,
@@ -116,6 +115,7 @@ def export(name: str, output: Path, form: str | None, objective: str | None, sto
 
 def _plan_text(answer: Mapping[str, Any], sites: list[Mapping[str, Any]], form: str) -> str:
     """Return the plan of an answer in one of the forms of `export`."""
+    from droptune import __version__
     from droptune.report import snippet, tables, text
 
     if form == "table":

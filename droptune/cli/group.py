@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from droptune import __version__
 from droptune.errors import DroptuneError
 
 STORE = "sqlite:///droptune.db"  # where no other is given
@@ -68,11 +67,26 @@ objective_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 
 
+def _show_version(context: click.Context, _parameter: click.Parameter, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        from droptune import __version__  # takes as long as all other imports
+
+        click.echo(f"droptune, version {__version__}")
+        context.exit()
+
+
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(__version__, prog_name="droptune")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 def main() -> None:
     """\b
         droptune optimize model.py --trials 64

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from droptune.cli.group import STORE, json_option, main
-from droptune.cli.output import load_study, print_json, stdout_for_data
+from droptune.cli.options import (
+    device_option,
+    devices_option,
+    own_store_option,
+    study_options,
+    workers_option,
+)
+from droptune.cli.output import load_study, print_json, settings, stdout_for_data
 
 if TYPE_CHECKING:
     from droptune.study import Study
@@ -15,72 +22,31 @@ if TYPE_CHECKING:
 
 @main.command(short_help="Tune the study that a file defines.")
 @click.argument("target")
-@click.option("--trials", type=int, help="Trials in all, with earlier ones.")
-@click.option("--time", metavar="TIME", help="Time to spend, such as 90s, 10m or 2h.")
-@click.option("--seed", type=int, help="Seed of everything that is random.")
+@study_options
+@device_option
+@devices_option
+@workers_option("Processes that share the study; auto: as many as pay, which its start shows.")
 @click.option(
-    "--objective",
-    metavar="NAMES",
-    callback=lambda context, option, value: (
-        [n.strip() for n in value.split(",")] if value and "," in value else value
-    ),
-    help="The metric that decides: val_loss, accuracy, balanced_accuracy, f1, auroc, r2, rmse or "
-    "calibration_error; or one that the study's own loop yields. Several, separated by commas, "
-    "have a verdict each.",
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where processes run: on this machine, or on a Ray cluster.",
 )
-@click.option("--sampler", metavar="NAME", help="tpe, gp, cmaes, qmc, random, grid or autodropout.")
-@click.option("--strategy", metavar="NAME", help="search, or pbt: population-based training.")
-@click.option(
-    "--pruner", metavar="NAME", help="none, paired, median, hyperband or successive-halving."
-)
-@click.option(
-    "--encoding", metavar="NAME", help="Parameters of the search: uniform, shape, site or auto."
-)
-@click.option(
-    "--tune",
-    metavar="NAMES",
-    callback=lambda context, option, value: value and [n.strip() for n in value.split(",")],
-    help="Tune lr, weight_decay or label_smoothing with dropout; separated by commas.",
-)
-@click.option(
-    "--from",
-    "warm_start",
-    metavar="STUDY",
-    multiple=True,
-    callback=lambda context, option, names: (
-        None if not names else [n for n in names if n != "none"]
-    ),
-    help="Try the best plans of STUDY, or URL#STUDY, first; none: not even of a similar study.",
-)
-@click.option("--slots", metavar="N", help="Trials that train side by side; auto measures.")
-@click.option("--trainer", metavar="NAME", help="auto, fused or serial.")
-@click.option("--device", metavar="NAME", help="auto, or a device of torch such as cpu or cuda:0.")
-@click.option(
-    "--patience",
-    type=int,
-    metavar="N",
-    help="End the search when N more trials are expected to gain too little to show; 0: do not.",
-)
-@click.option(
-    "--confirm-blocks",
-    type=int,
-    help="Fresh seeds for the verdict, at most; 2 more choose the finalist. 0: none.",
-)
-@click.option(
-    "--recalibrate",
-    is_flag=True,
-    default=None,
-    help="Take BatchNorm's statistics again without dropout before each validation.",
-)
-@click.option("--study", "name", metavar="NAME", help="Another name for the study.")
+@click.option("--address", metavar="HOST:PORT", help="Of the Ray cluster; auto: the one here.")
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
-@click.option(
-    "--store",
-    metavar="URL",
-    help="The database; by default the study's own, else DROPTUNE_STORE, else " + STORE + ".",
-)
+@own_store_option
 @json_option
-def optimize(target: str, quiet: bool, as_json: bool, **options: Any) -> None:
+def optimize(
+    target: str,
+    devices: str | None,
+    workers: int | None,
+    engine: str,
+    address: str | None,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """\b
         droptune optimize model.py --trials 64 --time 10m
 
@@ -92,18 +58,32 @@ def optimize(target: str, quiet: bool, as_json: bool, **options: Any) -> None:
 
     --json prints the keys of `droptune best --json`.
     """
+    if engine == "ray" and devices is not None:
+        raise click.UsageError("--devices is of this machine; Ray places processes itself")
+    if engine == "local" and address is not None:
+        raise click.UsageError("--address is of a Ray cluster; give --engine ray, too")
     from droptune.progress import progress
+    from droptune.workers.local import WorkerError, run_study
 
     with stdout_for_data(as_json):
-        study = load_study(target, options)
-        result = study.optimize(progress=progress(quiet))
-    if result.finished_before and quiet:  # else the progress says so
+        study, shown, given = load_study(target, options), progress(quiet), settings(options)
+        try:
+            if engine == "ray":
+                from droptune.workers.ray import run_on_ray
+
+                answer = run_on_ray(study.url, target, given, shown, address, workers)
+            else:
+                answer = run_study(study, target, given, shown, devices or "auto", workers)
+        except WorkerError as error:
+            click.echo(error.traceback, err=True, nl=False)
+            raise
+    if answer.finished_before and quiet:  # else the progress says so
         click.echo(f"nothing was left to do, study {study.name!r} is finished", err=True)
     if as_json:
-        return print_json(result.to_json())
+        return print_json(answer.best)
     from droptune.report import tables
 
-    tables.show(tables.best(result.to_json(), str(result.verdict)))
+    tables.show(tables.best(answer.best, answer.verdict))
     click.echo(_next(study))
 
 

@@ -44,7 +44,12 @@ def load_study(target: str, options: Mapping[str, Any]) -> "Study":
     """Return the study of a target with the options that were given."""
     from droptune.target import load_target
 
+    return load_target(target).using(**settings(options))
+
+
+def settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given as settings of a study."""
     changes = {key: value for key, value in options.items() if value is not None}
     with contextlib.suppress(KeyError, ValueError):
         changes["slots"] = int(changes["slots"])
-    return load_target(target).using(**changes)
+    return changes

@@ -11,17 +11,16 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from droptune import gap
+from droptune.report.cells import number_cell, table_of, text_cell
 from droptune.report.text import (
     NOTHING,
     difference_line,
-    number,
     plan_line,
     schedule,
     seconds,
@@ -121,15 +120,15 @@ class Spark:
 
 def studies(rows: Sequence[Row]) -> RenderableType:
     """Return a table of studies, as `Queries.studies` returns them."""
-    table = _table("study", "trials", "objective", "best", "verdict", "created")
+    table = table_of("study", "trials", "objective", "best", "verdict", "created")
     for row in rows:
         table.add_row(
-            _text(row["name"]),
-            _text(_counts(row["trials"])),
-            _text(", ".join(row["objectives"]) or NOTHING),
-            _number(row["best"]),
+            text_cell(row["name"]),
+            text_cell(_counts(row["trials"])),
+            text_cell(", ".join(row["objectives"]) or NOTHING),
+            number_cell(row["best"]),
             _styled(row["verdict"] or NOTHING),
-            _text(row["created_at"]),
+            text_cell(row["created_at"]),
         )
     return table
 
@@ -139,17 +138,17 @@ def trials(rows: Sequence[Row]) -> RenderableType:
     names = list(dict.fromkeys(name for row in rows for name in row["values"] or ()))
     names = names if len(names) > 1 else []
     heads = [f">{name}" for name in names] or [">value"]
-    table = _table(">trial", "state", *heads, ">epochs", ">time", "plan", "fixed plan")
+    table = table_of(">trial", "state", *heads, ">epochs", ">time", "plan", "fixed plan")
     for row in rows:
         values = [(row["values"] or {}).get(name) for name in names] or [row["value"]]
         table.add_row(
-            _number(row["number"]),
+            number_cell(row["number"]),
             _styled(row["state"]),
-            *map(_number, values),
-            _number(row["epochs"]),
-            _text(seconds(row["seconds"])),
-            _text(plan_line(row["plan"])),
-            _text(row["name"] or ""),
+            *map(number_cell, values),
+            number_cell(row["epochs"]),
+            text_cell(seconds(row["seconds"])),
+            text_cell(plan_line(row["plan"])),
+            text_cell(row["name"] or ""),
         )
     return table
 
@@ -163,26 +162,26 @@ def sites(rows: Iterable[Row]) -> RenderableType:
     rows = list(rows)
     calls = [">calls"] if any(row.get("calls") for row in rows) else []
     more = ["remark"] if any(row.get("remark") for row in rows) else []
-    table = _table("site", "role", "layout", "shape", "reach", "dropout today", *calls, *more)
+    table = table_of("site", "role", "layout", "shape", "reach", "dropout today", *calls, *more)
     for row in rows:
         parts = row["kind"], None if row["rate"] is None else short(row["rate"])
         today = " ".join(filter(None, parts)) or NOTHING
         table.add_row(
-            _text(row["name"]),
-            _text(row["role"]),
-            _text(row["layout"]),
-            _text(" x ".join(map(str, row["shape"])) or NOTHING),
-            _text(row["reach"]),
-            _text(today),
-            *(_number(row.get("calls")) for _ in calls),
-            *(_text(row.get("remark") or "") for _ in more),
+            text_cell(row["name"]),
+            text_cell(row["role"]),
+            text_cell(row["layout"]),
+            text_cell(" x ".join(map(str, row["shape"])) or NOTHING),
+            text_cell(row["reach"]),
+            text_cell(today),
+            *(number_cell(row.get("calls")) for _ in calls),
+            *(text_cell(row.get("remark") or "") for _ in more),
         )
     fitting: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
         if row.get("kinds"):
             fitting.setdefault(tuple(row["kinds"]), []).append(row["name"])
     lines = [f"{', '.join(names)}: {', '.join(kinds)}" for kinds, names in fitting.items()]
-    return Group(table, *map(_text, ["", "kinds that fit", *lines])) if lines else table
+    return Group(table, *map(text_cell, ["", "kinds that fit", *lines])) if lines else table
 
 
 def best(row: Row, text: str | None = None) -> RenderableType:
@@ -192,48 +191,48 @@ def best(row: Row, text: str | None = None) -> RenderableType:
         row: as `Queries.best` returns it.
         text: the verdict in one line; None: the word alone.
     """
-    heading = _text(text or _verdict_line(row), style=STYLES.get(row["verdict"], "bold"))
-    facts = {"study": _text(row["study"]), "objective": _text(row["objective"] or NOTHING)}
+    heading = text_cell(text or _verdict_line(row), style=STYLES.get(row["verdict"], "bold"))
+    facts = {"study": text_cell(row["study"]), "objective": text_cell(row["objective"] or NOTHING)}
     if row["difference"]:
-        facts["difference"] = _text(f"{difference_line(row['difference'])}{_compares(row)}")
+        facts["difference"] = text_cell(f"{difference_line(row['difference'])}{_compares(row)}")
         if (lucky := row["difference"].get("search")) is not None:
-            facts["in the search"] = _text(
+            facts["in the search"] = text_cell(
                 f"{lucky:+.3g}, one seed each, with the luck of the best"
             )
     if row.get("fit"):
-        facts["fit"] = _text(gap.sentence(row["fit"]))
-    facts |= {f"on {name}": _text(said) for name, said in (row.get("others") or {}).items()}
-    parts = [heading, _facts(facts), _text(""), plan(row["plan"])]
+        facts["fit"] = text_cell(gap.sentence(row["fit"]))
+    facts |= {f"on {name}": text_cell(said) for name, said in (row.get("others") or {}).items()}
+    parts = [heading, _facts(facts), text_cell(""), plan(row["plan"])]
     if row["best"]:
-        parts += [_text(""), _compared(row)]
+        parts += [text_cell(""), _compared(row)]
     if row["test"]:
-        parts += [_text(""), _on_test(row["test"])]
+        parts += [text_cell(""), _on_test(row["test"])]
     return Group(*parts)
 
 
 def plan(value: Row | None) -> RenderableType:
     """Return a plan's JSON as one bar for each site; the bar's full width is rate 1."""
     if value is None:
-        return _text("no plan yet: no trial has finished")
+        return text_cell("no plan yet: no trial has finished")
     term, training = value.get("term"), value.get("training")
     more = [f"added to the loss: {term_line(term)}"] if term is not None else []
     more += [f"trained with: {training_line(training)}"] if training else []
-    rates = _rates(value) if value["sites"] else _text("plan: no dropout")
-    return Group(rates, *map(_text, more)) if more else rates
+    rates = _rates(value) if value["sites"] else text_cell("plan: no dropout")
+    return Group(rates, *map(text_cell, more)) if more else rates
 
 
 def _rates(value: Row) -> RenderableType:
     entries = value["sites"]
     more = ["settings"] if any(entry.get("settings") for entry in entries.values()) else []
-    table = _table("site", "kind", ">rate", "", "schedule", *more)
+    table = table_of("site", "kind", ">rate", "", "schedule", *more)
     for name, entry in entries.items():
         table.add_row(
-            _text(name),
-            _text(entry["kind"]),
-            _text(short(entry["rate"])),
+            text_cell(name),
+            text_cell(entry["kind"]),
+            text_cell(short(entry["rate"])),
             Bar(entry["rate"]),
-            _text(schedule(entry)),
-            *(_text(settings(entry)) for _ in more),
+            text_cell(schedule(entry)),
+            *(text_cell(settings(entry)) for _ in more),
         )
     return table
 
@@ -242,37 +241,37 @@ def study(row: Row) -> RenderableType:
     """Return all of one study, as `Queries.study` returns it."""
     verdict = row["verdict"] or {}
     said = verdict.get("text") or verdict.get("verdict") or "undecided"
-    heading = _text(said, style=STYLES.get(verdict.get("verdict", "undecided"), "bold"))
+    heading = text_cell(said, style=STYLES.get(verdict.get("verdict", "undecided"), "bold"))
     facts = {
-        "study": _text(row["name"]),
-        "created": _text(row["created_at"]),
-        "trials": _text(_counts(row["trials"])),
-        "best value": _number(row["best"]),
+        "study": text_cell(row["name"]),
+        "created": text_cell(row["created_at"]),
+        "trials": text_cell(_counts(row["trials"])),
+        "best value": number_cell(row["best"]),
     }
-    facts |= {key: _text(_brief(value)) for key, value in row["definition"].items()}
-    facts["environment"] = _text(_brief(row["environment"]))
+    facts |= {key: text_cell(_brief(value)) for key, value in row["definition"].items()}
+    facts["environment"] = text_cell(_brief(row["environment"]))
     others = (v for v in row["verdicts"].values() if v["objective"] != row["objective"])
-    facts |= {f"on {v['objective']}": _text(v["text"]) for v in others}
-    chosen = [plan(verdict["plan"]), _text("")] if verdict.get("plan") else []
-    return Group(heading, _facts(facts), _text(""), *chosen, sites(row["sites"]))
+    facts |= {f"on {v['objective']}": text_cell(v["text"]) for v in others}
+    chosen = [plan(verdict["plan"]), text_cell("")] if verdict.get("plan") else []
+    return Group(heading, _facts(facts), text_cell(""), *chosen, sites(row["sites"]))
 
 
 def trial(row: Row) -> RenderableType:
     """Return all of one trial, as `Queries.trial` returns it."""
-    facts = {"trial": _number(row["number"]), "state": _styled(row["state"])}
+    facts = {"trial": number_cell(row["number"]), "state": _styled(row["state"])}
     if row["name"]:
-        facts["fixed plan"] = _text(row["name"])
+        facts["fixed plan"] = text_cell(row["name"])
     if row["message"]:
-        facts["message"] = _text(row["message"])
+        facts["message"] = text_cell(row["message"])
     values = row["values"] or {}
     values = values if len(values) > 1 else {"value": row["value"]}
-    facts |= {key: _number(value) for key, value in values.items()}
-    facts |= {key: _number(row[key]) for key in ("epochs", "seed", "clock")}
-    facts["time"] = _text(seconds(row["seconds"]))
-    facts |= {key: _text(row[key] or NOTHING) for key in ("trainer", "device")}
-    facts |= {f"param {key}": _text(short(value)) for key, value in row["params"].items()}
+    facts |= {key: number_cell(value) for key, value in values.items()}
+    facts |= {key: number_cell(row[key]) for key in ("epochs", "seed", "clock")}
+    facts["time"] = text_cell(seconds(row["seconds"]))
+    facts |= {key: text_cell(row[key] or NOTHING) for key in ("trainer", "device")}
+    facts |= {f"param {key}": text_cell(short(value)) for key, value in row["params"].items()}
     parts = (_facts(facts), plan(row["plan"]), curve(row["curve"]))
-    return Group(*(part for found in parts for part in (found, _text(""))))
+    return Group(*(part for found in parts for part in (found, text_cell(""))))
 
 
 def curve(rows: Sequence[Row]) -> RenderableType:
@@ -281,9 +280,9 @@ def curve(rows: Sequence[Row]) -> RenderableType:
     24 rows at most, evenly spaced, with the last.
     """
     if not rows:
-        return _text("no epoch is stored yet")
+        return text_cell("no epoch is stored yet")
     metrics = list(dict.fromkeys(key for row in rows for key in row["metrics"]))
-    table = _table(">epoch", ">train_loss", *(f">{key}" for key in metrics))
+    table = table_of(">epoch", ">train_loss", *(f">{key}" for key in metrics))
     table.add_row(
         "", *(Spark(_scores(rows, key)) for key in ("train_loss", *metrics)), end_section=True
     )
@@ -291,26 +290,26 @@ def curve(rows: Sequence[Row]) -> RenderableType:
     shown = [*rows[: len(rows) - 1 : step], rows[-1]]
     for row in shown:
         values = (row["metrics"].get(key) for key in metrics)
-        table.add_row(*map(_number, (row["epoch"], row["train_loss"], *values)))
+        table.add_row(*map(number_cell, (row["epoch"], row["train_loss"], *values)))
     if step == 1:
         return table
-    return Group(table, _text(f"1 in {step} of {len(rows)} epochs; --json has all", "dim"))
+    return Group(table, text_cell(f"1 in {step} of {len(rows)} epochs; --json has all", "dim"))
 
 
 def importance(row: Row) -> RenderableType:
     """Return the shares of an `Importance` in JSON as bars, by parameter and by place."""
     if row["remark"]:
-        return _text(row["remark"])
+        return text_cell(row["remark"])
     parts: list[RenderableType] = []
     for title, shares in (("parameter", row["parameters"]), ("place", row["places"])):
         if title == "place" and len(shares) == len(row["parameters"]):
             continue  # the same bars once more
-        table = _table(title, ">share", "")
+        table = table_of(title, ">share", "")
         for name, share in shares.items():
-            table.add_row(_text(name), _text(f"{share:.0%}"), Bar(share))
-        parts += [table, _text("")]
+            table.add_row(text_cell(name), text_cell(f"{share:.0%}"), Bar(share))
+        parts += [table, text_cell("")]
     said = f"how far the best tenth of {row['trials']} trials is from all of them (PED-ANOVA)"
-    return Group(*parts, _text(said, "dim"))
+    return Group(*parts, text_cell(said, "dim"))
 
 
 def _scores(rows: Sequence[Row], key: str) -> list[float | None]:
@@ -343,22 +342,22 @@ def _compared(row: Row) -> RenderableType:
     names = {"value": f">{row['objective']}", "trial": ">trial", "search_value": ">in search"}
     names |= {name: f">{name}" for name in others}
     keys = list(dict.fromkeys(key for values in rows.values() for key in values if key != "others"))
-    table = _table("", *(names.get(key, key) for key in keys))
+    table = table_of("", *(names.get(key, key) for key in keys))
     for name, values in rows.items():
-        table.add_row(_text(name), *(_number(values.get(key)) for key in keys))
+        table.add_row(text_cell(name), *(number_cell(values.get(key)) for key in keys))
     return table
 
 
 def _on_test(test: Row) -> RenderableType:
     """Return the means on the test split, one row a metric."""
-    table = _table("test split", ">best", ">no dropout", "difference")
+    table = table_of("test split", ">best", ">no dropout", "difference")
     for metric, means in test.items():
         difference = means.get("difference")
         table.add_row(
-            _text(metric),
-            _number(means.get("best")),
-            _number(means.get("control")),
-            _text(difference_line(difference) if difference else NOTHING),
+            text_cell(metric),
+            number_cell(means.get("best")),
+            number_cell(means.get("control")),
+            text_cell(difference_line(difference) if difference else NOTHING),
         )
     return table
 
@@ -376,37 +375,14 @@ def _brief(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _table(*headers: str) -> Table:
-    """Return an empty table; a header that starts with ">" stands over numbers."""
-    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False, header_style="bold")
-    for header in headers:
-        name = header.removeprefix(">")
-        right = header.startswith(">")
-        table.add_column(
-            _text(name),
-            justify="right" if right else "left",
-            no_wrap=right,
-            overflow="fold",
-        )
-    return table
-
-
 def _facts(facts: Mapping[str, Text]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(_text(name), value)
+        table.add_row(text_cell(name), value)
     return table
 
 
-def _text(value: object, style: str = "") -> Text:
-    return Text(visible(value), style=style)
-
-
 def _styled(word: str) -> Text:
-    return _text(word, STYLES.get(word, ""))
-
-
-def _number(value: Any) -> Text:
-    return Text(number(value))
+    return text_cell(word, STYLES.get(word, ""))

@@ -14,6 +14,8 @@
     reader.py   a read-only connection; of SQLite without SQLAlchemy, for a fast start
     queries.py  `Queries`, the read models of the listings
     drawn.py    `Drawn`, which also reads what a report draws
+    submissions.py  the queue of studies that wait for workers
+    service.py  `Service`, who works on what, as `droptune status` shows it
 
 Only this package knows SQLAlchemy and Alembic. Nothing heavy is loaded before a name that
 needs it is used: `Queries` on a SQLite file never loads SQLAlchemy.
@@ -29,7 +31,9 @@ _HOMES = {
     "default_folder": "folder",
     "driver_url": "url",
     "hide": "url",
+    "is_shared": "url",
     "prepare_engine": "engine",
+    "sqlite_path": "url",
 }
 __all__ = [
     "Claims",
@@ -39,7 +43,9 @@ __all__ = [
     "default_folder",
     "driver_url",
     "hide",
+    "is_shared",
     "prepare_engine",
+    "sqlite_path",
 ]
 
 

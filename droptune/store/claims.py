@@ -11,6 +11,7 @@ from droptune.store.store import Store
 
 _RUN = RunRow.__table__
 _IN_TRAINING = RunRow.state == "running"
+_HUNG = "hung"
 # Also what it has cost so far: of a run whose worker dies nobody else can tell.
 _PROGRESS = (
     update(_RUN)
@@ -49,6 +50,44 @@ class Claims:
         value = None if name is None else {"name": name}
         chosen = update(RunRow).where(RunRow.id.in_(list(runs)))
         self._store.execute(chosen.values(checkpoint=value))
+
+    def fail(self, runs: Iterable[int], message: str) -> None:
+        """Store that runs which nobody goes on with have failed."""
+        if chosen := list(runs):
+            ended = update(RunRow).where(RunRow.id.in_(chosen))
+            self._store.execute(ended.values(state="failed", message=message))
+
+    def give_up(self, worker: int, why: str) -> int:
+        """Hand back what a worker trains, for it hangs; what has hung before has failed.
+
+        A plan whose training always hangs would else hang one worker after the other.
+
+        Args:
+            worker: its id.
+            why: what hangs, which is stored with its runs.
+
+        Returns:
+            How many runs there were.
+        """
+        told = [_RUN.c[name] for name in ("id", "phase", "trial_number", "block", "arm")]
+        mine = select(*told).where(self._theirs, _IN_TRAINING, RunRow.worker_id == worker)
+
+        def work() -> int:
+            runs = self._store.rows(mine.with_for_update())
+            for run in runs:
+                state, times = ("failed", "hung twice") if self._has_hung(run) else ("stale", _HUNG)
+                one = update(RunRow).where(RunRow.id == run["id"])
+                self._store.execute(one.values(state=state, message=f"{times}: {why}"))
+            return len(runs)
+
+        return self._store.write(work)
+
+    def _has_hung(self, run: Mapping[str, Any]) -> bool:
+        """Tell whether an earlier run of the same trial, or arm of a block, hung."""
+        same = ("trial_number",) if run["phase"] == "search" else ("block", "arm")
+        equal = (_RUN.c[key] == run[key] for key in ("phase", *same))
+        hung = RunRow.message.startswith(f"{_HUNG}:"), RunRow.state == "stale"
+        return bool(self._store.rows(select(RunRow.id).where(self._theirs, *equal, *hung).limit(1)))
 
     def last_arms(self, block: int) -> list[dict[str, Any]]:
         """Return the last confirmation run of each arm of a block, as `last_runs` does."""

@@ -32,9 +32,9 @@ def default_folder(url: str) -> Path:
     Args:
         url: of the database.
     """
-    if in_memory(url):
+    if _in_memory(url):
         return _temporary()
-    path = file_of(url)
+    path = _file_of(url)
     said = os.environ.get(VARIABLE)
     if said:
         return Path(said).expanduser().absolute() / _hash(url, path)
@@ -46,15 +46,14 @@ def default_folder(url: str) -> Path:
     return state / "droptune" / "checkpoints" / _hash(url, path)
 
 
-def in_memory(url: str) -> bool:
-    """Tell whether a URL is of a SQLite database that is gone with its process."""
+def _in_memory(url: str) -> bool:
     scheme, _, rest = url.partition("://")
     if not scheme.startswith("sqlite"):
         return False
     return rest in ("", "/") or ":memory:" in rest or "mode=memory" in rest
 
 
-def file_of(url: str) -> Path | None:
+def _file_of(url: str) -> Path | None:
     """Return the file of a SQLite URL, also of one with options; None for a server."""
     plain = url.partition("?")[0].replace(":///file:", ":///", 1)
     path = sqlite_path(plain)

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from filelock import FileLock, Timeout
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import URL, Connection, Engine, text
 
 from droptune.errors import StoreError
 from droptune.retry import PATIENCE, again
 from droptune.store import server
 from droptune.store.engine import explained
-from droptune.store.folder import file_of, in_memory
 from droptune.store.url import hide
 
 _STUDIES = int.from_bytes(b"stdy")  # the first half of the lock's number
@@ -40,7 +39,7 @@ def exclusive(engine: Engine, url: str, name: str) -> Iterator[Callable[[], None
         StoreError: another process holds the lock for longer than a minute.
     """
     if engine.dialect.name == "sqlite":
-        with _file_lock(url):
+        with _file_lock(_file(engine.url), url):
             yield lambda: None
         return
     connection = again(lambda _repeated: _locked(engine, url, name))
@@ -58,9 +57,14 @@ def exclusive(engine: Engine, url: str, name: str) -> Iterator[Callable[[], None
             connection.close()
 
 
+def _file(url: URL) -> str | None:
+    """Return the path of a SQLite database, None if it is in memory."""
+    path = (url.database or "").removeprefix("file:")
+    return None if path in ("", ":memory:") or url.query.get("mode") == "memory" else path
+
+
 @contextmanager
-def _file_lock(url: str) -> Iterator[None]:
-    path = None if in_memory(url) else file_of(url)
+def _file_lock(path: str | None, url: str) -> Iterator[None]:
     if path is None:
         yield
         return

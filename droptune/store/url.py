@@ -122,6 +122,12 @@ def sqlite_path(url: str) -> Path | None:
     return Path(match["path"])
 
 
+def is_shared(url: str) -> bool:
+    """Say whether several processes can open a database: not one in the memory of one."""
+    inside = ":memory:" in url or "mode=memory" in url or url.rstrip("/").endswith("sqlite:")
+    return not (url.startswith("sqlite") and inside)
+
+
 def require_folder(url: str) -> None:
     """Raise StoreError when the folder of a SQLite file does not exist."""
     path = sqlite_path(url)

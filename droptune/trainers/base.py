@@ -251,11 +251,6 @@ def kept_generators() -> AbstractContextManager[None]:
     return torch.random.fork_rng(range(torch.cuda.device_count()))
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that memory ran out, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def checked_output(output: Any) -> Tensor:
     """Return a model's output: the tensor that it returns, or of several the `logits`.
 

@@ -7,8 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from droptune.errors import ModelError, TrainingError
-from droptune.trainers.base import Task, Trainer, is_out_of_memory
+from droptune.trainers.base import Task, Trainer
 from droptune.trainers.fused import FusedTrainer
+from droptune.trainers.memory import is_out_of_memory, release_memory
 from droptune.trainers.serial import SerialTrainer
 
 TRAINERS = ("auto", "fused", "serial")
@@ -109,6 +110,7 @@ def _fastest(
     """
     best, first = None, math.inf
     for width in widths:
+        fused = None  # what was measured last is given up, unless it is the best
         try:
             fused = FusedTrainer(task, width, device)
             seconds = fused.rehearse(width, _STEPS)
@@ -120,6 +122,8 @@ def _fastest(
         if seconds >= least:
             break
         best, least = fused, seconds
+    fused = None
+    release_memory()
     return best, first if best is None else least
 
 

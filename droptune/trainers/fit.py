@@ -35,6 +35,11 @@ def pick_device(device: str) -> torch.device:
         ) from error
 
 
+def count_gpus() -> int:
+    """Return how many GPUs torch sees; takes no memory on any of them."""
+    return torch.cuda.device_count()
+
+
 def check_fit(task: Task) -> nn.Module:
     """Check that model, data and loss go together, on one small batch in eval mode.
 

@@ -25,6 +25,7 @@ from droptune.trainers.base import (
     check_taken,
     first_line,
 )
+from droptune.trainers.memory import is_out_of_memory
 from droptune.trainers.reported import ReportingTrainer, numbers
 
 Train = Callable[..., Iterator[Mapping[str, Any]]]
@@ -84,6 +85,8 @@ class FunctionTrainer(ReportingTrainer):
         try:
             epochs = self.train(model, seed=self._seed, device=self.device)
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise TrainingError(
                 f"train= raised {type(error).__name__}: {first_line(error)}; "
                 "it is called as train(model, seed=..., device=...)"
@@ -124,6 +127,8 @@ class FunctionTrainer(ReportingTrainer):
             except TrainingError as error:
                 member.failed = str(error)
             except Exception as error:
+                if is_out_of_memory(error):
+                    raise
                 member.failed = f"train= raised {type(error).__name__}: {first_line(error)}"
 
     def save(self) -> None:

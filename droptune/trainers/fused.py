@@ -33,14 +33,13 @@ from droptune.trainers.base import (
     checked_output,
     correct,
     diverged,
-    is_out_of_memory,
     stacked_losses,
 )
 from droptune.trainers.constants import python_state, same_constants
 from droptune.trainers.ignored import counted, summed
 from droptune.trainers.learned import learned_by, learned_metrics, learners, with_penalty
 from droptune.trainers.losses import fit_metrics
-from droptune.trainers.memory import keep_freed_memory
+from droptune.trainers.memory import is_out_of_memory, keep_freed_memory
 from droptune.trainers.place import why
 from droptune.trainers.program import Program, trace
 from droptune.trainers.reliability import Bins, reliability

@@ -25,8 +25,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from droptune.errors import ModelError
-from droptune.trainers.base import is_out_of_memory
 from droptune.trainers.graphs import families_of, is_random, sized_by_values, writes
+from droptune.trainers.memory import is_out_of_memory
 from droptune.trainers.place import place_of
 
 #: Methods of a tensor that return a Python value, but `in`, which looks for one.

@@ -46,6 +46,25 @@ def saved_by(trainer: Trainer) -> Saved | None:
     return saved
 
 
+def restore_into(trainer: Trainer, saved: Saved) -> None:
+    """Let a trainer put back what was saved; after an error `begin` must come next.
+
+    Raises:
+        TrainingError: it cannot: as for `Trainer.restore`, for want of memory, or because it is
+            the user's own and fails.
+        PlanError: as for `Trainer.start`.
+    """
+    try:
+        trainer.restore(saved)
+    except DroptuneError:
+        raise
+    except Exception as error:
+        raise TrainingError(
+            f"the trainer's restore() raised {type(error).__name__}: {first_line(error)}; what "
+            "was saved starts again"
+        ) from error
+
+
 def part_of(saved: Saved, slots: Mapping[int, int]) -> Saved:
     """Return some of the members that a trainer of droptune's own saved, in other slots.
 
@@ -56,7 +75,7 @@ def part_of(saved: Saved, slots: Mapping[int, int]) -> Saved:
     Raises:
         TrainingError: there is no such member, or two are to have one slot.
     """
-    members = saved.rest["members"]
+    members = saved.rest.get("members", {})
     missing = [str(slot) for slot in slots if str(slot) not in members]
     if missing:
         there = ", ".join(members) or "none"

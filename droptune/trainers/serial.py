@@ -34,13 +34,13 @@ from droptune.trainers.base import (
     correct,
     diverged,
     first_line,
-    is_out_of_memory,
     mean_loss,
 )
 from droptune.trainers.constants import plain_numbers
 from droptune.trainers.ignored import counted, summed
 from droptune.trainers.learned import learned_by, learned_metrics, learners, with_penalty
 from droptune.trainers.losses import fit_metrics
+from droptune.trainers.memory import is_out_of_memory
 from droptune.trainers.reliability import Bins, reliability
 from droptune.trainers.saving import Block, saved_block, state_name
 from droptune.trainers.scored import KeptOutputs
@@ -350,8 +350,7 @@ def _load_state(member: _Member, slot: int, block: Block) -> None:
                 state.setdefault(index, {})[what] = torch.empty_like(tensor).copy_(found)
         if index in state and whats == _ADAMW:
             # A stack counts its members' steps, not those of each parameter.
-            step, count = state_name("step", name), torch.tensor(float(member.pace.age))
-            state[index]["step"] = (
-                block.tensor(slot, step, count) if block.has(slot, step) else count
-            )
+            step = torch.tensor(float(member.pace.age))
+            block.fill(slot, {state_name("step", name): step})
+            state[index]["step"] = step
     member.optimizer.load_state_dict({**member.optimizer.state_dict(), "state": state})

@@ -1,40 +1,88 @@
-"""The lock of a study: beside the file, whatever the URL and wherever the process stands."""
+"""The lock of a study: one process at a time, given back by its death."""
+
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 
-from droptune.errors import TransientError
-from droptune.store import Store, server
+from droptune.errors import StoreError
+from droptune.store import Store
+
+HOLDS = """
+import sys, time
+from droptune.store import Store
+with Store(sys.argv[1]) as store, store.exclusive("mine"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
 
 
-@pytest.mark.parametrize("url", ["sqlite:///{}", "sqlite:///file:{}?uri=true"])
-def test_the_lock_is_beside_the_file(tmp_path, monkeypatch, url):
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    monkeypatch.chdir(elsewhere)
-    with Store(url.format(tmp_path / "d.db")) as store, store.exclusive("mine") as still:
-        still()
-        assert (tmp_path / "d.db-lock").is_file()
-    assert not list(elsewhere.iterdir())
+@pytest.fixture(params=["sqlite", "postgresql"])
+def shared(request, url):
+    url = url if request.param == "sqlite" else request.getfixturevalue("postgres").fresh()
+    Store(url).close()
+    return url
 
 
-def test_a_lock_that_a_server_has_lost_is_noticed_and_can_be_left(postgres):
-    url = postgres.fresh()
-    with Store(url) as store:
-        with store.exclusive("mine") as still:
-            still()
-            postgres.cut(url)
-            with pytest.raises(TransientError):
-                still()
-        with store.exclusive("mine") as still:
-            still()
+@pytest.fixture
+def holder(shared):
+    """Another process that holds the lock of study `mine`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, shared], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
 
 
-def test_who_holds_the_lock_of_a_server_and_hangs_loses_it(postgres, monkeypatch):
-    monkeypatch.setattr(server, "LOCK_SECONDS", 1)
-    monkeypatch.setattr(server, "IDLE_SECONDS", 1)
-    url = postgres.fresh()
-    with Store(url) as hangs, Store(url) as waits, hangs.exclusive("mine") as still:
-        with waits.exclusive("mine") as others:
-            others()
-            with pytest.raises(TransientError):
-                still()
+def test_threads_of_two_stores_take_turns(shared):
+    inside, most = 0, 0
+
+    def work():
+        nonlocal inside, most
+        with Store(shared) as store:
+            for _ in range(5):
+                with store.exclusive("mine"):
+                    inside += 1
+                    most = max(most, inside)
+                    time.sleep(0.001)
+                    inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert most == 1
+
+
+def test_the_lock_of_a_killed_process_is_free_at_once(shared, holder, monkeypatch):
+    taken = threading.Event()
+
+    def wait():
+        with Store(shared) as store, store.exclusive("mine"):
+            taken.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert not taken.wait(0.3), "the other process has it"
+    holder.kill()
+    assert taken.wait(20)
+    thread.join()
+
+
+def test_a_lock_that_is_never_given_back_is_an_error_of_one_line(shared, holder, monkeypatch):
+    monkeypatch.setattr("droptune.store.lock.PATIENCE", 0.2)
+    monkeypatch.setattr("droptune.store.server.LOCK_SECONDS", 0.2)
+    with Store(shared) as store, pytest.raises(StoreError) as caught, store.exclusive("mine"):
+        pass
+    assert "\n" not in str(caught.value) and "lock" in str(caught.value)
+
+
+def test_what_is_written_inside_is_not_kept_out(shared):
+    with Store(shared) as store:
+        with store.exclusive("mine"):
+            study = store.create_study("mine", {"objective": "val_loss"}, {}, [])
+        assert store.study("mine")["id"] == study

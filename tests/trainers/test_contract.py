@@ -1,6 +1,5 @@
 """What every trainer keeps to, run for the fused, the serial and the function trainer."""
 
-import json
 import math
 from abc import ABC, abstractmethod
 
@@ -15,7 +14,6 @@ from droptune.plan import Plan
 from droptune.trainers import (
     FunctionTrainer,
     FusedTrainer,
-    Saved,
     SerialTrainer,
     Task,
     Trainer,
@@ -43,14 +41,6 @@ def begun(trainer: Trainer, plans: dict[int, Plan], seed=3, clock=0) -> Trainer:
     for slot, plan in plans.items():
         trainer.start(slot, plan)
     return trainer
-
-
-def through_a_file(saved: Saved) -> Saved:
-    """Return it as it comes back from disk: JSON, and tensors with memory of their own."""
-    tensors = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in saved.tensors.items()
-    }
-    return Saved(tensors, json.loads(json.dumps(saved.rest)))
 
 
 class TrainerContract(ABC):
@@ -192,36 +182,6 @@ class TrainerContract(ABC):
         torch.manual_seed(2)
         assert one == curves(begun(make(1), {0: HEAVY}), 2)
 
-    @pytest.mark.parametrize("epochs", [0, 2])
-    def test_saved_members_go_on_in_a_new_trainer_as_if_never_interrupted(self, make, epochs):
-        trainer = begun(make(4), {0: HEAVY, 2: LIGHT, 3: NONE}, clock=1)
-        curves(trainer, epochs)
-        trainer.stop(3)
-        saved = through_a_file(trainer.save())
-        expected = curves(trainer, 3)
-        other = make(4)
-        other.restore(saved)
-        assert other.clock == 1 + epochs
-        assert curves(other, 3) == expected
-
-    def test_what_was_saved_does_not_train_on(self, make):
-        trainer = begun(make(2), {0: HEAVY, 1: LIGHT})
-        curves(trainer, 1)
-        saved = trainer.save()
-        expected = curves(trainer, 2)
-        other = make(2)
-        other.restore(saved)
-        assert curves(other, 2) == expected
-
-    def test_a_restored_trainer_takes_new_members(self, make):
-        trainer = begun(make(3), {0: HEAVY, 1: LIGHT})
-        curves(trainer, 2)
-        other = make(3)
-        other.restore(through_a_file(trainer.save()))
-        other.start(2, NONE)
-        alone = begun(make(1), {0: NONE}, clock=2)
-        self.same(curves(other, 2)[2], curves(alone, 2)[0])
-
     def test_the_test_split_is_scored_where_there_is_one(self, make):
         trainer = begun(make(3), {0: NONE, 2: LIGHT})
         curves(trainer, 1)
@@ -306,28 +266,6 @@ class PacedContract(TrainerContract):
             alone = begun(make(1, optimizer=optimizer, **changes), {0: LIGHT})
             self.same(seen[slot], curves(alone, 3)[0])
         assert len({str(curve) for curve in seen.values()}) == 4
-
-    def test_learning_rate_and_weight_decay_survive_a_restart(self, make):
-        trainer = begun(make(2), {0: LIGHT})
-        trainer.start(1, Plan(LIGHT, training={"lr": 3e-3, "weight_decay": 0.3}))
-        curves(trainer, 1)
-        other = make(2)
-        other.restore(through_a_file(trainer.save()))
-        assert curves(other, 2) == curves(trainer, 2)
-
-    def test_saved_convolutions_go_on_as_if_never_interrupted(self, make, make_data):
-        changes = {
-            "data": make_data(shape=(2, 5, 5)),
-            "model": lambda: nn.Sequential(
-                nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(36, 3)
-            ),
-            "kinds": {"1": ("channel",)},
-        }
-        trainer = begun(make(2, **changes), {0: NONE, 1: Plan({"1": ("channel", 0.4)})})
-        curves(trainer, 1)
-        other = make(2, **changes)
-        other.restore(through_a_file(trainer.save()))
-        assert curves(other, 2) == curves(trainer, 2)
 
     def test_a_loss_that_becomes_nan_ends_that_member_alone(self, make):
         def fragile(output, target):

@@ -88,31 +88,6 @@ def test_dropout_that_the_model_came_with_is_off_unless_the_plan_says_otherwise(
     assert losses[0] == losses[1] != losses[2]
 
 
-class Unused(nn.Sequential):
-    """Has a layer that takes no part, so that no gradient reaches it."""
-
-    def __init__(self):
-        super().__init__(nn.Linear(6, 3))
-        self.spare = nn.Linear(2, 2)
-
-    def forward(self, x):
-        return self[0](x)
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_parameter_without_gradient_survives_a_restart(make_task, optimizer):
-    task = make_task(model=Unused, kinds={}, optimizer=optimizer)
-    trainer = SerialTrainer(task)
-    trainer.begin(0)
-    trainer.start(0, Plan.none())
-    trainer.epoch()
-    saved = trainer.save()
-    other = SerialTrainer(task)
-    other.restore(saved)
-    assert torch.equal(other.save().tensors["0 spare.weight"], build(Unused, 0).spare.weight)
-    assert other.epoch()[0][:2] == trainer.epoch()[0][:2]
-
-
 class Failing(nn.Linear):
     def __init__(self, error):
         super().__init__(6, 3)

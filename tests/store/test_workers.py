@@ -1,0 +1,139 @@
+"""Workers: signs of life by the database's clock, and what dead ones leave."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from sqlalchemy import text
+
+from droptune.store import Claims, Store, Workers
+from droptune.store.workers import LEASE
+
+AGO = {
+    "sqlite": "strftime('%Y-%m-%d %H:%M:%f000', 'now', '{} seconds')",
+    "postgresql": "timezone('UTC', clock_timestamp()) + interval '{} seconds'",
+}
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request, url):
+    url = url if request.param == "sqlite" else request.getfixturevalue("postgres").fresh()
+    with Store(url) as store:
+        yield store
+
+
+@pytest.fixture
+def study_id(store, examples):
+    return examples.new_study(store)
+
+
+def start(store, study_id, examples, worker, **changes):
+    store.worker = worker
+    return store.start_run(study_id, plan=examples.plan(0.1), **examples.run | changes)
+
+
+def move_clock(store, worker, seconds):
+    """Make a worker's last sign of life so many seconds later."""
+    when = AGO[store.engine.dialect.name].format(seconds)
+    statement = f"UPDATE droptune_worker SET seen_at = {when} WHERE id = {worker}"
+    store.execute(text(statement))
+
+
+def elsewhere(store, worker):
+    store.execute(text(f"UPDATE droptune_worker SET place = 'another' WHERE id = {worker}"))
+
+
+def states(store):
+    return [row["state"] for row in store.rows(text("SELECT state FROM droptune_run ORDER BY id"))]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "dead"), [(0, False), (5 - LEASE, False), (-LEASE - 5, True), (LEASE + 60, True)]
+)
+def test_a_worker_of_another_machine_is_dead_when_its_lease_is_over(
+    store, study_id, examples, seconds, dead
+):
+    worker = Workers(store).register("cpu", os.getpid())
+    start(store, study_id, examples, worker, trial_number=0)
+    elsewhere(store, worker)
+    move_clock(store, worker, seconds)
+    assert Workers(store).reap(study_id) == dead
+    assert states(store) == ["stale" if dead else "running"]
+
+
+def test_a_beat_renews_the_lease(store, study_id, examples):
+    workers = Workers(store)
+    worker = workers.register("cpu", os.getpid())
+    start(store, study_id, examples, worker, trial_number=0)
+    elsewhere(store, worker)
+    move_clock(store, worker, -2 * LEASE)
+    workers.beat(worker, study_id, {"phase": "search"})
+    assert workers.reap(study_id) == 0
+    (row,) = store.rows(text("SELECT study_id, doing FROM droptune_worker"))
+    assert row["study_id"] == study_id and "search" in str(row["doing"])
+
+
+def test_a_process_of_this_machine_that_is_gone_is_dead_at_once(store, study_id, examples):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    worker = Workers(store).register("cpu", child.pid)
+    start(store, study_id, examples, worker, trial_number=0)
+    assert Workers(store).reap(study_id) == 1
+
+
+def test_a_worker_that_left_and_one_unknown_are_dead(store, study_id, examples):
+    workers = Workers(store)
+    left, here = (workers.register("cpu", os.getpid()) for _ in range(2))
+    start(store, study_id, examples, left, trial_number=0)
+    start(store, study_id, examples, None, trial_number=1)
+    start(store, study_id, examples, here, trial_number=2)
+    other = examples.new_study(store, "other")
+    start(store, other, examples, left, trial_number=0)
+    workers.leave(left)
+    assert workers.busy(study_id) == 2, "of the one without a worker nobody is known"
+    assert workers.reap(study_id) == 2
+    assert states(store) == ["stale", "stale", "running", "running"], "the other study's stays"
+    assert workers.busy(study_id) == 1
+
+
+def test_one_run_of_a_trial_or_of_an_arm_runs_at_a_time(store, study_id, examples):
+    worker = Workers(store).register("cpu", os.getpid())
+    first = start(store, study_id, examples, worker, trial_number=0)
+    with pytest.raises(Exception, match="(?i)unique"):
+        start(store, study_id, examples, worker, trial_number=0)
+    arm = {"phase": "confirm", "arm": "no dropout", "block": 1}
+    start(store, study_id, examples, worker, **arm)
+    with pytest.raises(Exception, match="(?i)unique"):
+        start(store, study_id, examples, worker, **arm)
+    start(store, study_id, examples, worker, **arm | {"block": 2})
+    store.end_run(first, "interrupted", seconds=1, epochs=1)
+    start(store, study_id, examples, worker, trial_number=0)
+
+
+def test_what_was_taken_is_no_longer_held(store, study_id, examples):
+    workers, claims = Workers(store), Claims(store, study_id)
+    worker = workers.register("cpu", os.getpid())
+    runs = [start(store, study_id, examples, worker, trial_number=n) for n in range(3)]
+    assert claims.trials() == {0, 1, 2}
+    store.end_run(runs[1], "stale", seconds=1, epochs=1)
+    with store.transaction():
+        assert claims.held(runs) == {runs[0], runs[2]}
+    assert claims.trials() == {0, 2}
+
+
+def test_the_last_run_of_a_trial_says_where_to_go_on(store, study_id, examples):
+    claims = Claims(store, study_id)
+    worker = Workers(store).register("cpu", os.getpid())
+    for name in ("3-1", "3-2"):
+        run = start(store, study_id, examples, worker, trial_number=7, slot=2, clock=4)
+        store.record([(run, epoch, 1.0, {"val_loss": 1 / epoch}) for epoch in (1, 2)])
+        claims.keep([run], name)
+        claims.progress([(run, 2, 0.5)])
+        store.execute(text(f"UPDATE droptune_run SET state = 'stale' WHERE id = {run}"))
+    (last,) = claims.last_runs([7, 8])
+    assert (last["id"], last["trial_number"], last["slot"], last["clock"]) == (run, 7, 2, 4)
+    assert last["checkpoint"] == {"name": "3-2"} and last["metrics"] == {"val_loss": 0.5}
+    assert store.search_seconds(study_id) == 1.0, "what dead workers have spent counts"
+    claims.keep([run], None)
+    assert claims.last_runs([7])[0]["checkpoint"] is None

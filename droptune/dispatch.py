@@ -13,6 +13,7 @@ from typing import Any
 from droptune.design import Block
 from droptune.members import NO_ROOM, End, Member, Members
 from droptune.plan import Plan
+from droptune.retry import again
 from droptune.search import Asked, Search
 from droptune.store import Claims, Store, Workers
 from droptune.store.claims import ended
@@ -38,11 +39,15 @@ class Desk:
         self._workers, self._clockwork = Workers(store), clockwork
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep the other workers out; what dead ones have left is free afterwards."""
-        with self._clockwork("store"), self._store.exclusive(self._name):
+    def alone(self) -> Iterator[Callable[[], None]]:
+        """Keep the other workers out; what dead ones have left is free afterwards.
+
+        Yields:
+            see `lock.exclusive`; to be called before anything is claimed.
+        """
+        with self._clockwork("store"), self._store.exclusive(self._name) as still:
             self._workers.reap(self._study_id)
-            yield
+            yield still
 
     def busy(self) -> int:
         """Return how many workers train runs of the study."""
@@ -94,28 +99,37 @@ class Queue:
         """
         if not members.free or len(members) >= most:
             return
-        own = members.trials
-        with self._desk.alone():
-            live = self._look(own)
+        again(lambda _repeated: self._claim(members, most))
+        members.start()
+
+    def _claim(self, members: Members, most: float) -> None:
+        with self._desk.alone() as still:
+            live = self._look(members.trials)
+            still()
             kept = self._kept(live, members.free) if not len(members) else ()
             for asked, run in kept:
                 members.enter(asked.plan, asked.name or "trial", asked, run)
                 live.add(asked.number)
             while members.free and len(members) < most and self._may(live):
+                still()
                 asked = self._search.ask(live)
                 if asked is None:
                     break
                 members.enter(asked.plan, asked.name or "trial", asked)
                 live.add(asked.number)
-        members.start()
 
     def fork(self, members: Members, source: int, name: str, plan: Any) -> None:
         """Claim a trial for a copy of a member, if no trial has its plan yet."""
-        with self._desk.alone():
-            self._look(members.trials)
-            asked = self._search.fork(name, plan)
-            if asked is not None:
-                members.fork(source, asked)
+
+        def claim(_repeated: bool) -> None:
+            with self._desk.alone() as still:
+                self._look(members.trials)
+                still()
+                asked = self._search.fork(name, plan)
+                if asked is not None:
+                    members.fork(source, asked)
+
+        again(claim)
 
     def tell(self, member: Member, end: End) -> None:
         """Tell how a trial ended, whose run is stored."""
@@ -220,13 +234,17 @@ class Arms:
         Those that another worker left behind go on from where their states were kept, if they
         were; arms that begin do not train beside them, for their clock is another.
         """
-        with self._desk.alone():
+        again(lambda _repeated: self._claim(block, members))
+        members.start()
+
+    def _claim(self, block: Block, members: Members) -> None:
+        with self._desk.alone() as still:
             free = self._free(block, self._live())
             kept = self._kept(block, free)
             for arm, plan in list(free.items()):
                 if members.free and (not kept or arm in kept):
+                    still()
                     members.enter(plan, arm, before=kept.get(arm))
-        members.start()
 
     def _free(self, block: Block, live: Collection[tuple[int, str, Plan]]) -> dict[str, Plan]:
         """Return the arms of a block that have not ended and are not in training."""

@@ -158,9 +158,14 @@ class Members:
         """
         slot, twin = self._free_slot(), self._slots[source]
         arm = asked.name or "trial"
-        with self._clockwork("store"), self._store.transaction():
+
+        def write() -> int:
             run = self._start_run(slot, asked.plan, arm, asked, twin.clock)
             self._store.copy_curve(twin.run, run)
+            return run
+
+        with self._clockwork("store"):
+            run = self._store.write(write)
         key = f"trial {asked.number}"
         self._slots[slot] = Member(run, asked.plan, arm, asked, twin.clock, key, twin.epochs)
         self._call("copy", source, slot, asked.plan)
@@ -279,7 +284,9 @@ class Members:
         with self._clockwork("store"):
             if self._keeping.save(saved, {"members": of}):
                 runs = [member.run for member in self._slots.values()]
-                self._store.write(lambda: self._claims.keep(runs, self._keeping.name))
+                self._store.write(
+                    lambda: self._claims.keep(self._claims.held(runs), self._keeping.name)
+                )
 
     def _restore(self, entered: Mapping[int, Mapping[str, Any]]) -> None:
         """Go on from the states that a worker kept; hand back what cannot go on from there.
@@ -291,6 +298,10 @@ class Members:
         wanted = {self[slot].key: slot for slot in entered}
         with self._clockwork("training"):
             going = self._keeping.restore(self._trainer, name, wanted) if self._keeping else {}
+            for slot, epochs in list(going.items()):
+                if not self._recorded(entered[slot]["id"], epochs):
+                    self._trainer.stop(slot)
+                    del going[slot]
             if not going:
                 self._trainer.begin(self._seed)
 
@@ -308,6 +319,14 @@ class Members:
         self.gone += [self._slots.pop(slot) for slot in entered if slot not in going]
         if going:
             self._say(f"{len(going)} runs go on where another worker, or an earlier call, left off")
+
+    def _recorded(self, run: int, epochs: int) -> bool:
+        """Tell whether the store has a run's curve as far as its checkpoint is.
+
+        It has not where the worker that kept it was thought dead: what that one trained since was
+        dropped. Nor where the database was put back to an earlier state.
+        """
+        return self._claims.trained(run, epochs) == epochs
 
     def _start_run(self, slot: int, plan: Plan, arm: str, asked: Asked | None, clock: int) -> int:
         with self._clockwork("store"):

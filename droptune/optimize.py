@@ -1,5 +1,6 @@
 """One call of `Study.optimize`: open the store, search, confirm, judge."""
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,7 @@ from droptune.lease import Lease
 from droptune.loop import Loop
 from droptune.population import Population
 from droptune.progress import Progress
+from droptune.retry import again
 from droptune.search import PAIRED, Search
 from droptune.space import AS_GIVEN, CONTROL
 from droptune.store import Store, default_folder, driver_url, prepare_engine
@@ -90,8 +92,7 @@ class Optimization:
             Lease(store, str(self.device)) as lease,
         ):
             self.store, self.shown = store, lease.shown(self.shown)
-            with self.clockwork("store"), store.exclusive(study.name):
-                self._open(lease)
+            again(lambda _repeated: self._open(lease))
             hangs = settings.seconds(study.hang_time, "hang_time") or 0.0
             try:
                 with Watchdog(self.clockwork, hangs, partial(self._hung, lease)):
@@ -109,6 +110,10 @@ class Optimization:
 
     def _open(self, lease: Lease) -> None:
         """Make or open the study; other workers of it do so before or after."""
+        with self.clockwork("store"), self.store.exclusive(self.study.name):
+            self._open_alone(lease)
+
+    def _open_alone(self, lease: Lease) -> None:
         stored = self.store.study(self.study.name)
         self._seed(stored)
         if stored is not None:
@@ -234,7 +239,9 @@ class Optimization:
     def _keeping(self, lease: Lease) -> Keeping:
         """Return where this worker keeps the states of what it trains."""
         checkpoints = Checkpoints(default_folder(self.study.url))
-        return Keeping(checkpoints, f"{self.study_id}-{lease.worker}", self.shown.message)
+        # The numbers come again in a database that is made anew, or put back from a copy.
+        name = f"{self.study_id}-{lease.worker}-{secrets.token_hex(4)}"
+        return Keeping(checkpoints, name, self.shown.message)
 
     def _population(self) -> Population | None:
         study = self.study

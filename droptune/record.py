@@ -14,9 +14,13 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from droptune import rows
-from droptune.errors import DroptuneError, StoreError, StudyError
+from droptune.errors import DroptuneError, StoreError, StudyError, TransientError
 from droptune.retry import again
 from droptune.samplers import kept, quiet
+
+
+class Overtaken(Exception):
+    """Another worker was first to store a trial of a number."""
 
 
 class Record:
@@ -49,7 +53,7 @@ class Record:
             self._rdb = open_storage(url, prepare_engine)
             try:
                 with self._storing("read study"):
-                    self._load(list(directions))
+                    again(lambda _: self._load(list(directions)))
             except BaseException:
                 self.close()
                 raise
@@ -72,6 +76,7 @@ class Record:
             template: state, parameters and attributes of the trial.
 
         Raises:
+            Overtaken: while a server was away, another worker has stored a trial of the number.
             StudyError: another process works on the study.
             StoreError: the trial cannot be stored.
         """
@@ -118,7 +123,10 @@ class Record:
         """Store the objective of a running trial after an epoch; a second value replaces it."""
         trial_id = self._ids[number]
         with self._storing("store a rung of study"):
-            again(lambda _: self._rdb.set_trial_intermediate_value(trial_id, epoch, value))
+            # One that another worker has ended stays as it is: this worker was thought dead, and
+            # drops the trial when it stores the epoch.
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                again(lambda _: self._rdb.set_trial_intermediate_value(trial_id, epoch, value))
 
     def finish(
         self,
@@ -146,7 +154,7 @@ class Record:
                 again(work)
             except optuna.exceptions.UpdateFinishedTrialError:
                 # Another worker found the run that ended so, and was first to tell it.
-                if not self._ended_so(trial_id, state, values):
+                if not again(lambda _: self._ended_so(trial_id, state, values)):
                     raise
         self._unfinished.pop(trial_id, None)
 
@@ -168,10 +176,18 @@ class Record:
             else:
                 self._unfinished[trial._trial_id] = trial.state
 
+    def read(self) -> list[FrozenTrial]:
+        """Return the trials as they are stored now, by number; a copy."""
+        with self._storing("read study"):
+            trials = again(lambda _: self._all())
+        self._ids = {trial.number: trial._trial_id for trial in trials}
+        self._note(trials)
+        return trials
+
     def rungs(self, number: int) -> dict[int, float]:
         """Return epoch -> value of what was reported of a trial."""
         with self._storing("read a trial of study"):
-            return dict(self._rdb.get_trial(self._ids[number]).intermediate_values)
+            return again(lambda _: self._rdb.get_trial(self._ids[number])).intermediate_values
 
     def close(self) -> None:
         """Give the connections back."""
@@ -190,14 +206,18 @@ class Record:
                 f"study {self._name!r} is there to {' and '.join(stored)}, not to"
                 f" {' and '.join(directions)}; give the stored direction, or choose another name"
             )
-        self.trials = self._rdb.get_all_trials(self._study_id)
-        for trial in self.trials:  # what Optuna would unpickle must not come from a store
-            trial.system_attrs = kept(trial.system_attrs)
+        self.trials = self._all()
         if [trial.number for trial in self.trials] != list(range(len(self.trials))):
             raise StudyError(
                 f"the trials of study {self._name!r} are not numbered in a row, for several"
                 " processes have written to it at once; choose another name"
             )
+
+    def _all(self) -> list[FrozenTrial]:
+        trials = self._rdb.get_all_trials(self._study_id)
+        for trial in trials:  # what Optuna would unpickle must not come from a store
+            trial.system_attrs = kept(trial.system_attrs)
+        return trials
 
     def _created(self, number: int, template: FrozenTrial) -> int | None:
         """Return the id of a trial that an earlier try stored; None if it did not."""
@@ -208,7 +228,7 @@ class Record:
         stored = self._rdb.get_trial(trial_id)
         alike = ("state", "user_attrs", "datetime_start")  # to the microsecond
         if any(getattr(stored, name) != getattr(template, name) for name in alike):
-            raise self._other_process()
+            raise Overtaken
         return trial_id
 
     def _ended_so(self, trial_id: int, state: TrialState, values: Sequence[float] | None) -> bool:
@@ -260,8 +280,18 @@ def open_storage(
         # Parameters are then flushed together, which takes an eighth off the time of an ask.
         storage.scoped_session.configure(autoflush=False, expire_on_commit=False)
     except Exception as error:  # of SQLAlchemy, alembic or the driver; all mean the same here
-        raise _store_error("cannot open the store", error) from error
+        said = _store_error("cannot open the store", error)
+        if _lost(error) and not url.startswith("sqlite"):
+            raise TransientError(str(said)) from error
+        raise said from error
     return storage
+
+
+def _lost(error: BaseException | None) -> bool:
+    """Tell whether a driver's OperationalError is behind an error: of connections, not of SQL."""
+    while error is not None and type(error).__name__ != "OperationalError":
+        error = error.__cause__
+    return error is not None
 
 
 def _store_error(what: str, error: BaseException) -> StoreError:

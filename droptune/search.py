@@ -18,10 +18,10 @@ from typing import Any
 
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
-from droptune.errors import StudyError
+from droptune.errors import StudyError, TransientError
 from droptune.paired import Paired
 from droptune.plan import Plan
-from droptune.record import Record
+from droptune.record import Overtaken, Record
 from droptune.samplers import (
     FRESH,
     PAIRED,
@@ -193,9 +193,22 @@ class Search(Trials):
             system_attrs={"fixed_params": params},
         )
         number = len(self._record)
-        self._record.create(number, template)
+        self._create(number, template)
         self._copy.study.add_trial(template)
         return number
+
+    def _create(self, number: int, template: FrozenTrial) -> None:
+        """Store a new trial; where another worker was first, begin again with what is stored."""
+        try:
+            self._record.create(number, template)
+        except Overtaken:
+            arguments = self._name, self._directions, self._sampler, self._pruner
+            with quiet():
+                self._copy = WorkingCopy(*arguments, self._record.read())
+            self._plans.clear()
+            raise TransientError(
+                f"another worker of study {self._name!r} came in while the server was away"
+            ) from None
 
     def orphans(self, live: Collection[int] = ()) -> list[int]:
         """Return the running trials that are neither of this search nor live, by number."""
@@ -229,6 +242,7 @@ class Search(Trials):
 
         Raises:
             StudyError: another process works on the study.
+            TransientError: another worker came in while the server was away; ask again.
             StoreError: the trial cannot be stored; open a new Search to go on.
         """
         if left := self.orphans(live):
@@ -254,7 +268,7 @@ class Search(Trials):
             }
             self._record.start(trial.number, missing)
         else:
-            self._record.create(trial.number, self._copy.template(frozen))
+            self._create(trial.number, self._copy.template(frozen))
         self._mine.add(trial.number)
         return self._asked(frozen)
 

@@ -86,14 +86,18 @@ class Server:
         """Stop the server, as its owner would: open connections are ended."""
         self._server._stop()
 
+    def crash(self) -> None:
+        """End the server as a power cut would, but for what the system has not yet written."""
+        at_once = ("-D", str(self.folder), "-m", "immediate", "stop")
+        program = {"bin_path": self._server.bin_path, "user": self._server.system_user}
+        self._pgexec("pg_ctl", at_once, **program)
+
     def start(self) -> None:
         """Start the stopped server again."""
         self._server.ensure_postgres_running()
 
     def close(self) -> None:
         """Stop the server at once and remove its data."""
-        at_once = ("-D", str(self.folder), "-m", "immediate", "stop")
-        program = {"bin_path": self._server.bin_path, "user": self._server.system_user}
-        self._pgexec("pg_ctl", at_once, **program)
+        self.crash()
         atexit.unregister(self._server._cleanup)  # which is for tests that were cut off
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -114,6 +114,12 @@ class Claims:
         )
         return self._store.rows(_with_metrics().where(RunRow.id.in_(newest)))
 
+    def trained(self, run: int, epochs: int) -> int:
+        """Return how many of its first epochs a run has a curve of."""
+        curve = CurveRow.__table__.c
+        query = select(func.count().label("n")).where(curve.run_id == run, curve.epoch <= epochs)
+        return self._store.rows(query)[0]["n"]
+
     def held(self, runs: Iterable[int]) -> set[int]:
         """Return those of one's own runs that nobody has taken; they stay so to the commit.
 

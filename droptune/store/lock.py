@@ -5,14 +5,15 @@ of a file, and a server that of a lost connection.
 """
 
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from filelock import FileLock, Timeout
 from sqlalchemy import URL, Connection, Engine, text
 
 from droptune.errors import StoreError
 from droptune.retry import PATIENCE, again
+from droptune.store import server
 from droptune.store.engine import explained
 from droptune.store.url import hide
 
@@ -20,7 +21,7 @@ _STUDIES = int.from_bytes(b"stdy")  # the first half of the lock's number
 
 
 @contextmanager
-def exclusive(engine: Engine, url: str, name: str) -> Iterator[None]:
+def exclusive(engine: Engine, url: str, name: str) -> Iterator[Callable[[], None]]:
     """Keep other processes out of blocks of the same study meanwhile.
 
     On SQLite it is the lock of a file beside the database, on PostgreSQL an advisory lock. A
@@ -31,19 +32,28 @@ def exclusive(engine: Engine, url: str, name: str) -> Iterator[None]:
         url: of the same, for messages.
         name: of the study.
 
+    Yields:
+        a function that raises TransientError if the lock is lost, for the server was restarted.
+
     Raises:
         StoreError: another process holds the lock for longer than a minute.
     """
     if engine.dialect.name == "sqlite":
         with _file_lock(_file(engine.url), url):
-            yield
+            yield lambda: None
         return
     connection = again(lambda _repeated: _locked(engine, url, name))
-    try:
-        yield
-    finally:
+
+    def still() -> None:
         with explained(url):
+            connection.execute(text("SELECT 1"))
+
+    try:
+        yield still
+    finally:
+        with suppress(StoreError), explained(url):  # a lost connection has given the lock back
             connection.rollback()
+        with suppress(StoreError), explained(url):
             connection.close()
 
 
@@ -69,16 +79,19 @@ def _file_lock(path: str | None, url: str) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise StoreError(
-            f"{path!r} cannot be locked ({error.strerror}); its folder must be writable"
+            f"{str(path)!r} cannot be locked ({error.strerror}); its folder must be writable"
         ) from error
 
 
 def _locked(engine: Engine, url: str, name: str) -> Connection:
     """Return a connection whose transaction holds the study's lock."""
+    # Longer than the server lets one hold it that does nothing any more.
+    patient = text(f"SET LOCAL lock_timeout = '{server.IDLE_SECONDS + server.LOCK_SECONDS}s'")
     key = zlib.crc32(name.encode()) - 2**31  # two studies of one number only wait for each other
     with explained(url):
         connection = engine.connect()
         try:
+            connection.execute(patient)
             connection.execute(
                 text("SELECT pg_advisory_xact_lock(:kind, :key)"), {"kind": _STUDIES, "key": key}
             )

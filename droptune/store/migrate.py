@@ -127,7 +127,7 @@ def upgrade(engine: "Engine", revision: str = "head") -> Upgrade:
         if before is not None and before not in revisions():
             require_current(before, url)
         target = head() if revision == "head" else revision
-        backup = _copy_aside(engine, before) if before not in (None, target) else None
+        backup = copy_aside(engine, before) if before not in (None, target) else None
         with _changing(engine) as connection:
             lock_tables(connection)
             _alembic("upgrade", connection, target)
@@ -219,7 +219,7 @@ def _alembic(verb: str, connection: "Connection", revision: str) -> None:
     getattr(command, verb)(config, revision)
 
 
-def _copy_aside(engine: "Engine", revision: str | None) -> Path | None:
+def copy_aside(engine: "Engine", revision: str | None) -> Path | None:
     """Copy a SQLite file by SQLite's backup, which is right even while others write."""
     if engine.dialect.name != "sqlite":
         return None

@@ -27,6 +27,10 @@ _CONNECTION = {
 LOCK_SECONDS = 30
 """How long a statement waits for a lock of another program, in seconds; as with SQLite."""
 
+IDLE_SECONDS = 60
+"""How long a transaction may do nothing, in seconds; then the server ends it, for its process
+hangs or is stopped, and others wait for its locks."""
+
 _TABLES = int.from_bytes(b"droptune")  # the number of the lock; any that nobody else takes
 
 # Classes and codes of PostgreSQL errors after which the same may work (appendix A of its
@@ -85,4 +89,5 @@ def _set_limits(
 def _limit_locks(connection: Any, _record: object) -> None:
     with connection.cursor() as cursor:
         cursor.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
+        cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
     connection.commit()

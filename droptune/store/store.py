@@ -8,6 +8,7 @@ inside `store.transaction()`: it would wait for itself.
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -142,7 +143,7 @@ class Store:
             lock_tables(connection)
             yield
 
-    def exclusive(self, name: str) -> AbstractContextManager[None]:
+    def exclusive(self, name: str) -> AbstractContextManager[Callable[[], None]]:
         """Keep the other workers of a study out meanwhile, see `lock.exclusive`."""
         return exclusive(self.engine, self.url, name)
 
@@ -264,7 +265,9 @@ class Store:
         """Give a run the first epochs that another has trained; None: all so far."""
         curve = CurveRow.__table__
         columns = [column for column in curve.columns if column.name != "run_id"]
-        rows = select(literal(run), *columns).where(curve.c.run_id == source)
+        there = select(curve.c.epoch).where(curve.c.run_id == run)  # by an earlier try
+        rows = select(literal(run), *columns)
+        rows = rows.where(curve.c.run_id == source, curve.c.epoch.not_in(there.scalar_subquery()))
         if epochs is not None:
             rows = rows.where(curve.c.epoch <= epochs)
         names = ["run_id", *(column.name for column in columns)]
@@ -311,11 +314,11 @@ class Store:
 
     def control_fit(self, study_id: int) -> dict[str, Any] | None:
         """Return how no dropout fitted in the search, see `droptune.gap.fit`, or None."""
-        return control_fit(EngineReader(self._reading), study_id)
+        return self._read(control_fit, study_id)
 
     def search_curves(self, study_id: int, metric: str) -> dict[int, list[float]]:
         """Return trial -> a metric by epoch, of the search runs that are complete."""
-        return search_curves(EngineReader(self._reading), study_id, metric)
+        return self._read(partial(search_curves, metric=metric), study_id)
 
     def search_seconds(self, study_id: int) -> float:
         """Return the seconds of training of all search runs, however they ended.
@@ -326,13 +329,18 @@ class Store:
 
     def save_design(self, study_id: int, design: Mapping[str, Any]) -> None:
         """Store the design of a study's next confirmation, as JSON."""
-        with self.transaction():
-            values = {"round": len(self.designs(study_id)) + 1, "design": design}
-            self._insert(ConfirmationRow, {**values, "study_id": study_id})
+
+        def work() -> None:
+            there = self.designs(study_id)
+            if there[-1:] != [design]:  # which an earlier try has stored
+                values = {"study_id": study_id, "round": len(there) + 1, "design": design}
+                self._insert(ConfirmationRow, values)
+
+        self.write(work)
 
     def designs(self, study_id: int) -> list[dict[str, Any]]:
         """Return the designs of a study's confirmations, the first one first."""
-        return designs(EngineReader(self._reading), study_id)
+        return self._read(designs, study_id)
 
     def save_verdict(self, study_id: int, verdict: Mapping[str, Any]) -> None:
         """Store a verdict; keys are the columns of `droptune_verdict`."""
@@ -376,7 +384,7 @@ class Store:
             with self._reading() as connection:
                 return list(connection.execute(query))
 
-        return [dict(row._mapping) for row in again(work)]
+        return [dict(row._mapping) for row in self._reread(work)]
 
     def _insert(self, table: Any, values: Mapping[str, Any]) -> int:
         return self.execute(insert(table.__table__), values).inserted_primary_key[0]
@@ -402,7 +410,11 @@ class Store:
         return next(iter(self.rows(query)), None)
 
     def _read(self, what: Callable[[EngineReader, int], T], study_id: int) -> T:
-        return again(lambda _repeated: what(EngineReader(self._reading), study_id))
+        return self._reread(lambda _repeated: what(EngineReader(self._reading), study_id))
+
+    def _reread(self, work: Callable[[bool], T]) -> T:
+        """Return what `work` reads; in a transaction that is to be tried again as a whole."""
+        return again(work) if self._connection is None else work(False)
 
     def _reading(self) -> AbstractContextManager[Connection]:
         return self._joined() if self._connection is not None else self._read_only()

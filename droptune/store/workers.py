@@ -10,7 +10,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import DateTime, bindparam, func, insert, literal_column, or_, select, update
+from sqlalchemy import DateTime, bindparam, func, insert, literal_column, select, update
 
 from droptune.processes import exists, place
 from droptune.store.schema import RunRow, WorkerRow
@@ -73,29 +73,36 @@ class Workers:
         """Store that a worker has ended in order."""
         self._store.execute(self._leave, {"worker": worker, "study_id": None, "doing": None})
 
+    def lost(self, study_id: int) -> list[int]:
+        """Return the runs, by id, that are said to be in training by workers that are dead."""
+        columns = (_WORKER.c.place, _WORKER.c.pid, _WORKER.c.ended_at, self._age)
+        query = (
+            select(_RUN.c.id, _RUN.c.worker_id, *columns)
+            .join(_WORKER, _WORKER.c.id == _RUN.c.worker_id, isouter=True)
+            .where(RunRow.study_id == study_id, RunRow.state == "running")
+            .order_by(_RUN.c.id)
+        )
+        own = self._store.worker  # alive, whatever the database's clock says
+        running = [row for row in self._store.rows(query) if row["worker_id"] != own or own is None]
+        return [row["id"] for row in running if _is_dead(row)]
+
+    def living(self, study_id: int) -> int:
+        """Return how many workers work on a study."""
+        columns = (_WORKER.c.place, _WORKER.c.pid, _WORKER.c.ended_at, self._age)
+        query = select(*columns).where(WorkerRow.study_id == study_id, WorkerRow.ended_at.is_(None))
+        return sum(not _is_dead(row) for row in self._store.rows(query))
+
     def reap(self, study_id: int) -> int:
         """Mark the runs of dead workers as stale, so that they can be claimed.
 
         Returns:
             How many there were.
         """
-        theirs = (RunRow.study_id == study_id) & (RunRow.state == "running")
-        columns = (_WORKER.c.place, _WORKER.c.pid, _WORKER.c.ended_at, self._age)
-        query = (
-            select(_RUN.c.worker_id, *columns)
-            .join(_WORKER, _WORKER.c.id == _RUN.c.worker_id, isouter=True)
-            .where(theirs)
-            .distinct()
-        )
-        dead = [row["worker_id"] for row in self._store.rows(query) if _is_dead(row)]
-        if not dead:
+        lost = self.lost(study_id)
+        if not lost:
             return 0
-        known = [worker for worker in dead if worker is not None]
-        of_dead = RunRow.worker_id.in_(known)
-        if len(known) < len(dead):  # of a droptune that had no workers
-            of_dead = or_(of_dead, RunRow.worker_id.is_(None))
-        stale = update(RunRow).where(theirs, of_dead).values(state="stale")
-        return self._store.execute(stale).rowcount
+        still = RunRow.id.in_(lost) & (RunRow.state == "running")
+        return self._store.execute(update(RunRow).where(still).values(state="stale")).rowcount
 
     def busy(self, study_id: int) -> int:
         """Return how many workers train runs of a study."""

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from droptune import retry
-from droptune.errors import StoreError
+from droptune.errors import StoreError, TransientError
 from droptune.plan import Plan
 from droptune.store import Store
 from tests.search.tiny import loss, run, stored
@@ -101,3 +101,24 @@ def test_several_may_open_an_empty_database_at_the_same_time(search, postgres):
         thread.join()
     assert errors == []
     assert [len(stored(url, f"study {number}")) for number in range(4)] == [2] * 4
+
+
+def test_who_was_overtaken_while_the_server_was_away_asks_again(search, url):
+    one, two = search(), search()
+    create, store = one._record._store.create_new_trial, one._record._store
+
+    def away(*arguments):
+        store.create_new_trial = create
+        two.ask()
+        raise TransientError("the server restarts")
+
+    store.create_new_trial = away
+    with pytest.raises(TransientError, match="another worker .* came in"):
+        one.ask()
+    one.sync()
+    asked = one.ask(live={0})
+    assert asked.number == 1
+    one.tell(1, 0.25)
+    two.sync()
+    assert two.counts() == one.counts()
+    assert [(t.number, t.state.name) for t in stored(url)] == [(0, "RUNNING"), (1, "COMPLETE")]

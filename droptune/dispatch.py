@@ -49,6 +49,10 @@ class Desk:
             self._workers.reap(self._study_id)
             yield still
 
+    def alive(self, workers: Collection[int | None]) -> set[int]:
+        """Return which of these workers live."""
+        return self._workers.alive(workers)
+
     def busy(self) -> int:
         """Return how many workers train runs of the study."""
         return self._workers.busy(self._study_id)
@@ -153,15 +157,19 @@ class Queue:
         """Take over what others stored, tell what needs no training; return who is trained."""
         self._search.sync()
         live = self._desk.claims.trials()
-        self.elsewhere = bool(live.difference(own))
         left = self._search.orphans(live)
-        for run in self._desk.claims.last_runs(left) if left else ():
-            end = self._end_of(run) if ended(run) else None
-            if end is not None:
+        runs = [run for run in self._desk.claims.last_runs(left) if ended(run)] if left else []
+        telling = self._desk.alive({run["worker_id"] for run in runs}) if runs else set()
+        for run in runs:
+            end = self._end_of(run)
+            if run["worker_id"] in telling:  # its worker is about to tell it
+                live.add(run["trial_number"])
+            elif end is not None:
                 self._search.adopt(run["trial_number"])
                 if end.state == "pruned":
                     self._search.recall(run["trial_number"])
                 _tell(self._search, run["trial_number"], end)
+        self.elsewhere = bool(live.difference(own))
         return live
 
     def _may(self, live: Collection[int]) -> bool:

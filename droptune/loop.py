@@ -98,30 +98,48 @@ class Loop:
         left = _Left(seconds, partial(self.store.search_seconds, self.study_id), self.clockwork)
         queue = Queue(self.desk, search, trials, self.objectives, population is not None)
         members, meter = None, self._meter("search", trials)
+        begun = False  # and nobody has trained since
         while True:
             late = left(members) <= 0
             if members is not None and len(members):
                 self._stop_if_wished(members)
-            elif not queue.ready() or late:
-                if late:
-                    queue.abandon(_LATE)
-                if not queue.elsewhere:
-                    return
-                self._stop_if_wished(None)
-                self.idle()
-                continue
             else:
-                self._stop_if_wished(None)
-                self.idle.over()
+                if members is None or late or self.interrupt.wished:
+                    if not self._ready(queue, late):
+                        if self._over(queue):
+                            return
+                        continue
                 if members is None:
                     members = self._members("search", None)
-                members.begin(seed, 0)  # without pruning all trials then meet the same clock
+                if not begun:  # without pruning all trials then meet the same clock
+                    members.begin(seed, 0)
+                    begun = True
             with self._interrupting(members):
                 if not late:
                     queue.fill(members, _most(members, search, trials, population))
-                    _release(members, search)
+                if _release(members, search):
+                    continue
                 if len(members):
+                    begun = False
+                    self.idle.over()
                     self._epoch(members, queue, search, rungs, population, left, meter)
+                elif self._over(queue):
+                    return
+
+    def _ready(self, queue: Queue, late: bool) -> bool:
+        """Tell whether there is a trial to train; when the time is up, what was left has failed."""
+        if late:
+            queue.abandon(_LATE)
+        ready = queue.ready() and not late
+        if ready or queue.elsewhere:
+            self._stop_if_wished(None)
+        return ready
+
+    def _over(self, queue: Queue) -> bool:
+        """Wait for others, if there are any that train trials; else the search is over."""
+        if queue.elsewhere:
+            self.idle()
+        return not queue.elsewhere
 
     def _epoch(
         self,
@@ -343,11 +361,15 @@ def _most(members: Members, search: Search, trials: int, population: Population 
     return max(population.size(trials - search.finished), counts.running)
 
 
-def _release(members: Members, search: Search) -> None:
-    """Give up the trials whose members no longer train here; whoever comes next takes them."""
-    for member in members.gone:
+def _release(members: Members, search: Search) -> bool:
+    """Give up the trials whose members no longer train here; tell whether there were any.
+
+    Whoever comes next takes them.
+    """
+    gone, members.gone = members.gone, []
+    for member in gone:
         search.release(member.asked.number)
-    members.gone.clear()
+    return bool(gone)
 
 
 def _out_of_time(members: Members, ends: list[End]) -> list[End]:

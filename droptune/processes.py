@@ -38,3 +38,13 @@ def exists(pid: int) -> bool:
         return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (OSError, IndexError):
         return True
+
+
+def cores() -> int:
+    """Return how many cores this process may use, by its binding and its container."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:  # microseconds in each period, https://docs.kernel.org/admin-guide/cgroup-v2.html
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(own, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such limit
+        return own

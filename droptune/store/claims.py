@@ -102,8 +102,8 @@ class Claims:
         """Return the last search run of each of these trials.
 
         Returns:
-            id, trial_number, arm, plan, state, message, slot, clock, checkpoint ({"name": ...} or
-            None), and metrics (of the last epoch, None if there is none).
+            id, worker_id, trial_number, arm, plan, state, message, slot, clock, checkpoint
+            ({"name": ...} or None), and metrics (of the last epoch, None if there is none).
         """
         if not numbers:
             return []
@@ -149,5 +149,15 @@ def ended(run: Mapping[str, Any]) -> bool:
 def _with_metrics() -> Any:
     last = select(CurveRow.metrics).where(CurveRow.run_id == RunRow.id)
     last = last.order_by(CurveRow.epoch.desc()).limit(1).correlate(RunRow).scalar_subquery()
-    columns = ("id", "trial_number", "arm", "plan", "state", "message", "slot", "clock")
+    columns = (
+        "id",
+        "trial_number",
+        "arm",
+        "plan",
+        "state",
+        "message",
+        "slot",
+        "clock",
+        "worker_id",
+    )
     return select(*(_RUN.c[name] for name in columns), _RUN.c.checkpoint, last.label("metrics"))

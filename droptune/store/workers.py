@@ -7,7 +7,7 @@ it can write nothing more of them (`Store.held`).
 """
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import DateTime, bindparam, func, insert, literal_column, select, update
@@ -91,6 +91,13 @@ class Workers:
         columns = (_WORKER.c.place, _WORKER.c.pid, _WORKER.c.ended_at, self._age)
         query = select(*columns).where(WorkerRow.study_id == study_id, WorkerRow.ended_at.is_(None))
         return sum(not _is_dead(row) for row in self._store.rows(query))
+
+    def alive(self, workers: Collection[int | None]) -> set[int]:
+        """Return which of these workers live."""
+        columns = (_WORKER.c.place, _WORKER.c.pid, _WORKER.c.ended_at, self._age)
+        known = [worker for worker in workers if worker is not None]
+        query = select(_WORKER.c.id, *columns).where(WorkerRow.id.in_(known))
+        return {row["id"] for row in self._store.rows(query) if not _is_dead(row)}
 
     def reap(self, study_id: int) -> int:
         """Mark the runs of dead workers as stale, so that they can be claimed.

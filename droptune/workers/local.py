@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from joblib import cpu_count  # of scikit-learn; knows affinity and the limits of containers
-
 from droptune.errors import DroptuneError, StudyError
 from droptune.hang import leave
+from droptune.processes import cores
 from droptune.progress import Progress
 from droptune.store import is_shared
 from droptune.trainers import count_gpus
@@ -186,7 +185,7 @@ class _Shift:
 
 def worker_seats(devices: str, workers: int | None) -> list[Seat]:
     """Return the seats of a `droptune worker`: one a GPU, else one, unless told otherwise."""
-    return seats(devices, workers, count_gpus(), cpu_count())
+    return seats(devices, workers, count_gpus(), cores())
 
 
 def _alone(study: "Study", progress: Progress) -> Answer:
@@ -197,7 +196,7 @@ def _alone(study: "Study", progress: Progress) -> Answer:
 
 def _seats(study: "Study", devices: str, workers: int | None) -> list[Seat]:
     """Return where processes may work; where the user left it open, as many as there could be."""
-    cores, gpus = cpu_count(), count_gpus()
+    most, gpus = cores(), count_gpus()
     if study.device != "auto" and devices not in ("auto", study.device):
         raise StudyError(
             f"--devices {devices!r} and device {study.device!r} are both given; leave one out"
@@ -206,9 +205,9 @@ def _seats(study: "Study", devices: str, workers: int | None) -> list[Seat]:
         return [Seat(study.device, study.device, {})] * (workers or 1)
     if study.device == "cpu":
         devices = "cpu"
-    places = seats(devices, workers, gpus, cores)
+    places = seats(devices, workers, gpus, most)
     if workers is None and places[0].device == "cpu":
-        return cpu_seats(min(cores, _fitting()), cores)
+        return cpu_seats(min(most, _fitting()), most)
     return places
 
 

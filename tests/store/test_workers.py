@@ -30,7 +30,10 @@ def study_id(store, examples):
 
 def start(store, study_id, examples, worker, **changes):
     store.worker = worker
-    return store.start_run(study_id, plan=examples.plan(0.1), **examples.run | changes)
+    try:
+        return store.start_run(study_id, plan=examples.plan(0.1), **examples.run | changes)
+    finally:
+        store.worker = None  # who reaps is another one
 
 
 def move_clock(store, worker, seconds):
@@ -137,3 +140,14 @@ def test_the_last_run_of_a_trial_says_where_to_go_on(store, study_id, examples):
     assert store.search_seconds(study_id) == 1.0, "what dead workers have spent counts"
     claims.keep([run], None)
     assert claims.last_runs([7])[0]["checkpoint"] is None
+
+
+def test_alive_are_those_that_would_not_be_reaped(store):
+    workers = Workers(store)
+    here, left, far = (workers.register("cpu", os.getpid()) for _ in range(3))
+    workers.leave(left)
+    elsewhere(store, far)
+    assert workers.alive([here, left, far, None]) == {here, far}
+    move_clock(store, far, -LEASE - 5)
+    assert workers.alive([here, left, far]) == {here}
+    assert workers.alive([]) == set()

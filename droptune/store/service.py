@@ -79,7 +79,10 @@ class Service:
             row = _submission(submitted.get(name)) | {"name": name, "workers": len(live)}
             row["trials"] = counts.get(name, dict.fromkeys(STATES.values(), 0))
             row |= _progress([one["doing"] for one in live if one["doing"]])
-            studies.append(row | self._pace(stored.get(name), now))
+            pace = self._pace(stored.get(name), now)
+            if row["state"] == "done":  # the time since then says nothing
+                pace["per_hour_ever"] = None
+            studies.append(row | pace)
         return {"studies": studies, "workers": workers}
 
     def _workers(self, now: datetime) -> list[Row]:

@@ -354,7 +354,7 @@ class FakeStudy:
     def using(self, **changes):
         return self
 
-    def optimize(self, progress):
+    def optimize(self, progress, on_hang=None):
         raise self.error
 
 

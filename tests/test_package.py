@@ -119,7 +119,7 @@ def test_the_installed_command_finds_its_migrations(installed, tmp_path):
     script = (
         "import sqlite3; print(*sqlite3.connect('x.db').execute('select * from droptune_version'))"
     )
-    assert "0002" in run(sys.executable, "-c", script, cwd=tmp_path)
+    assert "0003" in run(sys.executable, "-c", script, cwd=tmp_path)
 
 
 def test_the_installed_package_knows_its_version(installed, tmp_path):

@@ -1,5 +1,6 @@
 """droptune/rows.py: trials as rows of Optuna's tables, few statements a trial."""
 
+import time
 from contextlib import contextmanager
 
 import optuna
@@ -52,7 +53,10 @@ def url(request, tmp_path):
 
 
 @pytest.mark.parametrize("state", [TrialState.RUNNING, TrialState.WAITING])
-def test_a_trial_is_stored_as_optuna_stores_it(url, state):
+def test_a_trial_is_stored_as_optuna_stores_it(url, state, monkeypatch):
+    if hasattr(time, "tzset"):  # the store keeps UTC, Optuna shows the time of the place
+        monkeypatch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
     with storage(url) as opened:
         study = optuna.create_study(storage=opened, study_name="s")._study_id
         other = optuna.create_study(storage=opened, study_name="other")._study_id
@@ -65,6 +69,9 @@ def test_a_trial_is_stored_as_optuna_stores_it(url, state):
         for name in ("state", "params", "distributions", "user_attrs", "system_attrs", "values"):
             assert getattr(ours, name) == getattr(theirs, name) == getattr(given, name), name
         assert ours.datetime_complete is None
+    monkeypatch.undo()
+    if hasattr(time, "tzset"):
+        time.tzset()
 
 
 def test_what_moved_is_what_is_new_or_in_another_state(url):

@@ -93,7 +93,7 @@ def test_sigterm_hands_back_and_exits_with_0(tmp_path, url):
     with Service(url) as service:
         assert not service.status()["workers"]
     before = studies(url)["first"]
-    assert before["state"] == "queued" and before["trials"]["running"] == 1
+    assert before["state"] == "queued" and before["trials"]["running"] <= 1
     done = before["trials"]["complete"] + 2
     queue(url, ("first", "mine", {"trials": done}))
     run(tmp_path, "worker", "--store", url, "--allow", "mine", "--until-empty")

@@ -59,7 +59,7 @@ def own_loop(model: nn.Module, *, seed: int, device: Any) -> Iterator[dict[str, 
 
 
 serial = _study("serial")
-qmc = _study("qmc", sampler="qmc")
+many = _study("many", sampler="qmc", trials=80)
 fused = _study("fused", trainer="fused", slots=3)
 pruned = _study("pruned", pruner="median", epochs=8)
 several = _study("several", objective=("val_loss", "val_accuracy"), trials=6)

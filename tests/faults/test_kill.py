@@ -11,7 +11,7 @@ from tests.faults.whole import check_whole
 
 #: Studies whose answer does not depend on who trains what: no pruner compares, and the sampler
 #: looks at no result.
-REPEATABLE = ("serial", "qmc", "several", "function")
+REPEATABLE = ("serial", "many", "several", "function")
 
 
 def kill_at_random(nursery: Nursery, task: str, url: str, kills: int, *options: object) -> int:
@@ -38,10 +38,21 @@ def kill_at_random(nursery: Nursery, task: str, url: str, kills: int, *options: 
     return killed
 
 
-@pytest.mark.parametrize("task", ["serial", "pruned", "fused", "several", "function"])
-def test_five_workers_are_killed_and_the_study_is_whole(nursery, url, task, undisturbed):
-    killed = kill_at_random(nursery, task, url, 5)
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("task", "kills"),
+    [
+        ("serial", 5),
+        ("fused", 5),
+        *(pytest.param(task, 5, marks=SLOW) for task in ("pruned", "several", "function")),
+        pytest.param("many", 30, marks=SLOW),
+    ],
+)
+def test_workers_are_killed_and_the_study_is_whole(nursery, url, task, kills, undisturbed):
+    killed = kill_at_random(nursery, task, url, kills)
     seen = check_whole(url, task, getattr(tasks, task).trials)
-    assert killed == 5
+    assert killed == kills, "the study ended before all could be killed"
     if task in REPEATABLE:
         assert seen.answer() == undisturbed(task)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from droptune import retry
+from droptune import retry, rows
 from droptune.errors import StoreError, TransientError
 from droptune.plan import Plan
 from droptune.store import Store
@@ -103,16 +103,16 @@ def test_several_may_open_an_empty_database_at_the_same_time(search, postgres):
     assert [len(stored(url, f"study {number}")) for number in range(4)] == [2] * 4
 
 
-def test_who_was_overtaken_while_the_server_was_away_asks_again(search, url):
+def test_who_was_overtaken_while_the_server_was_away_asks_again(search, url, monkeypatch):
     one, two = search(), search()
-    create, store = one._record._store.create_new_trial, one._record._store
+    insert = rows.insert
 
     def away(*arguments):
-        store.create_new_trial = create
+        monkeypatch.setattr(rows, "insert", insert)
         two.ask()
         raise TransientError("the server restarts")
 
-    store.create_new_trial = away
+    monkeypatch.setattr(rows, "insert", away)
     with pytest.raises(TransientError, match="another worker .* came in"):
         one.ask()
     one.sync()

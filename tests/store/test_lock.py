@@ -76,6 +76,7 @@ def test_the_lock_of_a_killed_process_is_free_at_once(shared, holder, monkeypatc
 def test_a_lock_that_is_never_given_back_is_an_error_of_one_line(shared, holder, monkeypatch):
     monkeypatch.setattr("droptune.store.lock.PATIENCE", 0.2)
     monkeypatch.setattr("droptune.store.server.LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("droptune.store.server.IDLE_SECONDS", 0.2)
     with Store(shared) as store, pytest.raises(StoreError) as caught, store.exclusive("mine"):
         pass
     assert "\n" not in str(caught.value) and "lock" in str(caught.value)

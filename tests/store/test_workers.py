@@ -30,10 +30,9 @@ def study_id(store, examples):
 
 def start(store, study_id, examples, worker, **changes):
     store.worker = worker
-    try:
-        return store.start_run(study_id, plan=examples.plan(0.1), **examples.run | changes)
-    finally:
-        store.worker = None  # who reaps is another one
+    run = store.start_run(study_id, plan=examples.plan(0.1), **examples.run | changes)
+    store.worker = None  # whoever looks is another
+    return run
 
 
 def move_clock(store, worker, seconds):
@@ -75,6 +74,17 @@ def test_a_beat_renews_the_lease(store, study_id, examples):
     assert workers.reap(study_id) == 0
     (row,) = store.rows(text("SELECT study_id, doing FROM droptune_worker"))
     assert row["study_id"] == study_id and "search" in str(row["doing"])
+
+
+def test_a_worker_does_not_think_itself_dead(store, study_id, examples):
+    workers = Workers(store)
+    worker = workers.register("cpu", os.getpid())
+    start(store, study_id, examples, worker, trial_number=0)
+    move_clock(store, worker, -3 * LEASE)
+    store.worker = worker
+    assert workers.reap(study_id) == 0
+    store.worker = None
+    assert workers.reap(study_id) == 1
 
 
 def test_a_process_of_this_machine_that_is_gone_is_dead_at_once(store, study_id, examples):

@@ -179,6 +179,7 @@ def rows(job: Job, watch: Watch) -> list[float]:
             folds=1,
             most=job.width,
             keeping=None,
+            longest=None,
             clockwork=Clockwork(),
             say=print,
         )

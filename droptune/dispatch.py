@@ -6,18 +6,21 @@ end, the trial is told; else whoever comes next trains it, under its number.
 """
 
 import math
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from droptune.design import Block
-from droptune.members import NO_ROOM, End, Member, Members
+from droptune.members import NO_ROOM, End, Member, Members, Taken
 from droptune.plan import Plan
 from droptune.retry import again
 from droptune.search import Asked, Search
 from droptune.store import Claims, Store, Workers
 from droptune.store.claims import ended
 from droptune.watch import Clockwork
+
+_TELLING = 5.0  # seconds from the end of a run to that of its trial, mostly far less
 
 
 class Desk:
@@ -49,9 +52,9 @@ class Desk:
             self._workers.reap(self._study_id)
             yield still
 
-    def alive(self, workers: Collection[int | None]) -> set[int]:
-        """Return which of these workers live."""
-        return self._workers.alive(workers)
+    def others(self, workers: Collection[int | None]) -> set[int]:
+        """Return which of these workers live, but for this one."""
+        return self._workers.alive(workers) - {self._store.worker}
 
     def busy(self) -> int:
         """Return how many workers train runs of the study."""
@@ -82,6 +85,8 @@ class Queue:
     ) -> None:
         self._desk, self._search, self._trials = desk, search, trials
         self._objectives, self._together = objectives, together
+        #: Run that has ended -> when its trial was first seen not to be told.
+        self._untold: dict[int, float] = {}
         self.elsewhere = False
 
     def ready(self) -> bool:
@@ -112,15 +117,26 @@ class Queue:
             still()
             kept = self._kept(live, members.free) if not len(members) else ()
             for asked, run in kept:
-                members.enter(asked.plan, asked.name or "trial", asked, run)
-                live.add(asked.number)
+                self._enter(members, asked, live, run)
             while members.free and len(members) < most and self._may(live):
                 still()
                 asked = self._search.ask(live)
                 if asked is None:
                     break
-                members.enter(asked.plan, asked.name or "trial", asked)
-                live.add(asked.number)
+                self._enter(members, asked, live)
+
+    def _enter(
+        self,
+        members: Members,
+        asked: Asked,
+        live: set[int],
+        before: Mapping[str, Any] | None = None,
+    ) -> None:
+        live.add(asked.number)
+        try:
+            members.enter(asked.plan, asked.name or "trial", asked, before)
+        except Taken:
+            self._search.release(asked.number)
 
     def fork(self, members: Members, source: int, name: str, plan: Any) -> None:
         """Claim a trial for a copy of a member, if no trial has its plan yet."""
@@ -159,11 +175,11 @@ class Queue:
         live = self._desk.claims.trials()
         left = self._search.orphans(live)
         runs = [run for run in self._desk.claims.last_runs(left) if ended(run)] if left else []
-        telling = self._desk.alive({run["worker_id"] for run in runs}) if runs else set()
+        telling = self._desk.others({run["worker_id"] for run in runs}) if runs else set()
         for run in runs:
-            end = self._end_of(run)
-            if run["worker_id"] in telling:  # its worker is about to tell it
-                live.add(run["trial_number"])
+            end, since = self._end_of(run), self._untold.setdefault(run["id"], time.monotonic())
+            if run["worker_id"] in telling and time.monotonic() - since < _TELLING:
+                live.add(run["trial_number"])  # its worker is about to tell it
             elif end is not None:
                 self._search.adopt(run["trial_number"])
                 if end.state == "pruned":

@@ -26,6 +26,10 @@ from droptune.watch import Clockwork
 MakeTrainer = Callable[[int | None, int], Trainer]
 
 
+class Taken(Exception):
+    """Another worker has trained a trial or an arm to its end, before it could be claimed."""
+
+
 class Members:
     """Trains members side by side, block after block, and keeps the record of their runs.
 
@@ -129,6 +133,9 @@ class Members:
             arm: its name, or "trial".
             asked: its trial; None in confirmation.
             before: the run that it goes on from, which has a checkpoint; None: it begins.
+
+        Raises:
+            Taken: it has come to its end meanwhile.
         """
         slot, clock = self._free_slot(), self._trainer.clock
         if before is not None:
@@ -329,7 +336,11 @@ class Members:
         return self._claims.trained(run, epochs) == epochs
 
     def _start_run(self, slot: int, plan: Plan, arm: str, asked: Asked | None, clock: int) -> int:
-        with self._clockwork("store"):
+        number = asked.number if asked else None
+
+        def claim() -> int:
+            if self._claims.over(number, self._block, arm):
+                raise Taken
             return self._store.start_run(
                 self._study_id,
                 phase=self._phase,
@@ -341,8 +352,11 @@ class Members:
                 slot=slot,
                 trainer=self._trainer.name,
                 device=str(self._trainer.device),
-                trial_number=asked.number if asked else None,
+                trial_number=number,
             )
+
+        with self._clockwork("store"):
+            return self._store.write(claim)
 
     def _end_run(
         self,

@@ -148,7 +148,7 @@ def test_the_command_line_tunes_and_trains_a_population(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     url = fresh(tmp_path)
     (tmp_path / "mine.py").write_text(
-        f"from tests.small import study\nstudy = study({url!r}, trials=10, confirm_blocks=0)\n"
+        f"from tests.small import study\nstudy = study({url!r}, trials=30, confirm_blocks=0)\n"
     )
     options = ["--tune", "lr, weight_decay", "--strategy", "pbt", "--slots", "10", "--quiet"]
     result = CliRunner().invoke(main, ["optimize", "mine.py", *options])

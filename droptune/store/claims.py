@@ -11,6 +11,7 @@ from droptune.store.store import Store
 
 _RUN = RunRow.__table__
 _IN_TRAINING = RunRow.state == "running"
+_ENDED = ("complete", "pruned", "failed")
 _HUNG = "hung"
 # Also what it has cost so far: of a run whose worker dies nobody else can tell.
 _PROGRESS = (
@@ -120,6 +121,18 @@ class Claims:
         query = select(func.count().label("n")).where(curve.run_id == run, curve.epoch <= epochs)
         return self._store.rows(query)[0]["n"]
 
+    def over(self, trial_number: int | None, block: int, arm: str) -> bool:
+        """Tell whether a trial, or where that is None an arm of a block, has come to its end.
+
+        Only to be called in the transaction that claims it: where the lock of the study was lost
+        with its connection, another worker may have trained it meanwhile.
+        """
+        of = (RunRow.phase == "search", RunRow.trial_number == trial_number)
+        if trial_number is None:
+            of = (RunRow.phase == "confirm", RunRow.block == block, RunRow.arm == arm)
+        query = select(RunRow.id).where(self._theirs, *of, RunRow.state.in_(_ENDED)).limit(1)
+        return bool(self._store.rows(query))
+
     def held(self, runs: Iterable[int]) -> set[int]:
         """Return those of one's own runs that nobody has taken; they stay so to the commit.
 
@@ -143,7 +156,7 @@ class Claims:
 
 def ended(run: Mapping[str, Any]) -> bool:
     """Tell whether a run has come to its end; else its trial is to be trained again."""
-    return run["state"] in ("complete", "pruned", "failed")
+    return run["state"] in _ENDED
 
 
 def _with_metrics() -> Any:

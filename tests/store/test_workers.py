@@ -161,3 +161,17 @@ def test_alive_are_those_that_would_not_be_reaped(store):
     move_clock(store, far, -LEASE - 5)
     assert workers.alive([here, left, far]) == {here}
     assert workers.alive([]) == set()
+
+
+def test_what_has_come_to_its_end_is_over(store, study_id, examples):
+    claims, worker = Claims(store, study_id), Workers(store).register("cpu", os.getpid())
+    run = start(store, study_id, examples, worker, trial_number=0)
+    arm = {"phase": "confirm", "arm": "no dropout", "block": 1}
+    other = start(store, study_id, examples, worker, **arm)
+    assert not claims.over(0, 0, "trial") and not claims.over(None, 1, "no dropout")
+    store.end_run(run, "pruned", seconds=1, epochs=1)
+    store.end_run(other, "failed", seconds=1, epochs=1)
+    assert claims.over(0, 0, "trial") and claims.over(None, 1, "no dropout")
+    assert not claims.over(1, 0, "trial") and not claims.over(None, 2, "no dropout")
+    store.execute(text("UPDATE droptune_run SET state = 'stale'"))
+    assert not claims.over(0, 0, "trial")

@@ -53,7 +53,7 @@ def stale(url: str, task: str) -> list[int]:
     [
         ("serial", True),
         pytest.param("serial", False, marks=pytest.mark.slow),
-        ("pruned", False),
+        pytest.param("pruned", False, marks=pytest.mark.slow),
         pytest.param("pruned", True, marks=pytest.mark.slow),
         pytest.param("fused", False, marks=pytest.mark.slow),
         pytest.param("fused", True, marks=pytest.mark.slow),

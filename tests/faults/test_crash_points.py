@@ -7,7 +7,7 @@ from tests.faults.nursery import Nursery
 from tests.faults.whole import Seen, check_whole
 from tests.small import fresh
 
-EACH = 12  # one point of so many is looked at in the ordinary run
+EACH = 30  # one point of so many is looked at in the ordinary run
 SIDES = ("before", "after")
 TASKS = {"at_commit": "tiny", "at_file": "tiny"}
 

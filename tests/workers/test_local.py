@@ -87,9 +87,8 @@ def test_an_error_of_one_is_the_error_of_all_and_is_said_once(tmp_path):
     assert err.count("does not exist; make it") == 1 and "Traceback" not in err
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_parent_stops_all_and_the_same_command_goes_on(tmp_path, number):
     target = write(tmp_path, trials=1000)
     process = start(tmp_path, "optimize", target, "--workers", 2)

@@ -45,6 +45,7 @@ def working(folder, url, *words):
             process.kill()
 
 
+@pytest.mark.slow
 def test_it_takes_what_it_may_and_leaves_the_rest(tmp_path, url):
     write(tmp_path, "mine.py")
     write(tmp_path, "mine_evil.py", body='Path("evil").touch()')
@@ -122,6 +123,7 @@ def test_it_turns_to_the_next_study_where_nothing_is_free(tmp_path, url):
         assert studies(url)["long"]["state"] == "queued"
 
 
+@pytest.mark.slow
 def test_a_withdrawn_study_is_stopped_and_a_new_one_begun(tmp_path, url):
     write(tmp_path)
     queue(url, ("first", "mine", {"trials": 1000}))

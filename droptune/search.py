@@ -102,6 +102,8 @@ class Search(Trials):
         check_numbers(directions, seed, epochs, rungs)
         self._name, self._space, self._epochs = name, space, epochs
         self._rungs = frozenset(rungs if pruner != "none" else ())
+        self._fresh, self._recalls = sampler in FRESH, sampler == "cmaes"
+        self._heeds = sampler in REFINING
         with quiet():
             probe = FixedTrial(space.encode(Plan.none()))
             space.suggest(probe)
@@ -116,11 +118,7 @@ class Search(Trials):
             self._check_space(trials)
             with quiet():
                 self._sampler = self._make_sampler(len(trials))
-                if sampler == "cmaes":
-                    recall_cmaes(trials, directions[0])
-                self._copy = WorkingCopy(
-                    name, directions, self._sampler, self._pruner, trials, sampler in REFINING
-                )
+                self._copy = self._new_copy(trials)
             sites = [site.name for site in space.sites] if pruner == PAIRED else []
             self._paired = Paired(epochs, directions[0], sites, self._plan_of) if sites else None
             self._curves = curves
@@ -128,9 +126,15 @@ class Search(Trials):
         except BaseException:
             self.close()
             raise
-        self._fresh, self._recalls = sampler in FRESH, sampler == "cmaes"
         #: Trials that were asked for here and not yet told.
         self._mine: set[int] = set()
+
+    def _new_copy(self, trials: Sequence[FrozenTrial]) -> WorkingCopy:
+        """Return a working copy of the stored trials."""
+        if self._recalls:
+            recall_cmaes(trials, self._directions[0])
+        about = self._name, self._directions, self._sampler, self._pruner
+        return WorkingCopy(*about, trials, self._heeds)
 
     def sync(self) -> None:
         """Take over what other workers have stored since.
@@ -202,9 +206,8 @@ class Search(Trials):
         try:
             self._record.create(number, template)
         except Overtaken:
-            arguments = self._name, self._directions, self._sampler, self._pruner
             with quiet():
-                self._copy = WorkingCopy(*arguments, self._record.read())
+                self._copy = self._new_copy(self._record.read())
             self._plans.clear()
             raise TransientError(
                 f"another worker of study {self._name!r} came in while the server was away"

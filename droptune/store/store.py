@@ -111,6 +111,11 @@ class Store:
             finally:
                 self._local.connection = None
 
+    @property
+    def repeated(self) -> bool:
+        """Whether the transaction is tried again: an earlier try may have been stored."""
+        return getattr(self._local, "repeated", False)
+
     def write(self, work: Callable[[], T]) -> T:
         """Return what `work` returns, run in one transaction.
 
@@ -321,10 +326,7 @@ class Store:
         return self._read(partial(search_curves, metric=metric), study_id)
 
     def search_seconds(self, study_id: int) -> float:
-        """Return the seconds of training of all search runs, however they ended.
-
-        Runs that a dead process left are not counted: how long they took is not known.
-        """
+        """Return the seconds of training of all search runs, ended or not."""
         return self._read(search_seconds, study_id)
 
     def save_design(self, study_id: int, design: Mapping[str, Any]) -> None:
@@ -400,7 +402,7 @@ class Store:
 
     def _stored(self, table: Any, values: Mapping[str, Any], *same: str) -> int | None:
         """Return the id of the row that an earlier try stored, known by its columns `same`."""
-        if not getattr(self._local, "repeated", False):
+        if not self.repeated:
             return None
         equal = (table.__table__.c[key].is_not_distinct_from(values[key]) for key in same)
         return self._connection.execute(select(table.id).where(*equal)).scalar()

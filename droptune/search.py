@@ -220,9 +220,13 @@ class Search(Trials):
         return [number for number in running if number not in taken]
 
     def adopt(self, number: int) -> Asked:
-        """Return an orphan, to be told from here; what it has reported is forgotten."""
+        """Return an orphan, to be told from here."""
         self._mine.add(number)
         return self._asked(self._copy.trial(number))
+
+    def holds(self, number: int) -> bool:
+        """Tell whether a trial is to be told from here, and no other worker has told it."""
+        return number in self._mine
 
     def release(self, number: int) -> None:
         """Give a trial up: another worker has it now."""

@@ -4,13 +4,14 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 
 import pytest
 
 from droptune.errors import TransientError
 from droptune.paired import Paired
 from droptune.store import Store
-from droptune.watch import Idle
+from droptune.watch import Idle, NothingFree
 from tests.small import Notes, fresh, rows, study, trials
 
 
@@ -98,3 +99,23 @@ def test_an_epoch_whose_commit_is_not_answered_ends_its_runs_once(url, monkeypat
     assert answers == ["lost"] and notes.messages == []
     assert trials(url) == [(number, "COMPLETE") for number in range(6)]
     assert rows(url, "SELECT DISTINCT state FROM droptune_run") == [("complete",)]
+
+
+def test_a_trial_that_another_worker_has_told_meanwhile_is_not_reported(url):
+    """As after a process that was stopped between two epochs."""
+    settings = {"trials": 3, "epochs": 4, "pruner": "successive-halving", "confirm_blocks": 0}
+
+    def taken(_):
+        if len(notes.statuses) == 1:
+            with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database:
+                database.execute("UPDATE droptune_run SET state = 'stale' WHERE trial_number = 1")
+                database.commit()
+            with pytest.raises(NothingFree):
+                study(url, slots=1, **settings).optimize(progress=Notes(), wait=False)
+
+    notes = Notes(taken)
+    study(url, slots=4, **settings).optimize(progress=notes)
+    assert "1 runs were taken over" in notes.messages[0]
+    assert {n for n, state in trials(url) if state != "WAITING"} == {0, 1, 2}
+    ended = "SELECT trial_number FROM droptune_run WHERE state IN ('complete', 'pruned')"
+    assert sorted(rows(url, ended)) == [(0,), (1,), (2,)]

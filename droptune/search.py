@@ -69,8 +69,8 @@ class Search(Trials):
         epochs: of a full training.
         rungs: rising epochs, counted from 1, at which trials are compared; `paired` finds its
             own, and is reported every epoch.
-        curves: of `paired`: returns trial -> the objective by epoch, of the stored complete
-            trials.
+        curves: of `paired`: numbers (None: of all) -> trial -> the objective by epoch, of the
+            stored complete trials among them.
         prepare_engine: called with Optuna's SQLAlchemy engine before its first use, to set
             the connections up as the rest of droptune has them.
         patience: the sampler is asked for no more when so many more trials are expected to
@@ -93,7 +93,7 @@ class Search(Trials):
         seed: int = 0,
         epochs: int,
         rungs: Sequence[int] = (),
-        curves: Callable[[], Mapping[int, Sequence[float]]] = dict,
+        curves: Callable[[Collection[int] | None], Mapping[int, Sequence[float]]] = lambda _: {},
         prepare_engine: Callable[[Any], object] | None = None,
         patience: int = 0,
     ) -> None:
@@ -147,8 +147,8 @@ class Search(Trials):
             for trial in changed:
                 self._copy.take(trial)
         self._mine -= {trial.number for trial in changed if trial.state.is_finished()}
-        if any(trial.state == TrialState.COMPLETE for trial in changed):
-            self._learn_curves()
+        if complete := [t.number for t in changed if t.state == TrialState.COMPLETE]:
+            self._learn_curves(complete)
             if self._recalls:  # for the copy's own trials: ended ones take no attributes
                 with quiet():
                     recall_cmaes(self._copied(), self._directions[0])
@@ -156,8 +156,8 @@ class Search(Trials):
     def _copied(self) -> list[FrozenTrial]:
         return self._copy.trials()
 
-    def _learn_curves(self) -> None:
-        for number, curve in self._curves().items() if self._paired else ():
+    def _learn_curves(self, numbers: Collection[int] | None = None) -> None:
+        for number, curve in self._curves(numbers).items() if self._paired else ():
             self._paired.complete(number, curve)
 
     def enqueue(self, name: str, plan: Plan) -> int:

@@ -161,3 +161,13 @@ def test_alive_are_those_that_would_not_be_reaped(store):
     move_clock(store, far, -LEASE - 5)
     assert workers.alive([here, left, far]) == {here}
     assert workers.alive([]) == set()
+
+
+def test_a_worker_that_trained_nothing_leaves_no_row(store, study_id, examples):
+    workers = Workers(store)
+    idle, busy = (workers.register("cpu", os.getpid()) for _ in range(2))
+    start(store, study_id, examples, busy, trial_number=0)
+    workers.leave(idle)
+    workers.leave(busy)
+    found = store.rows(text("SELECT id, ended_at FROM droptune_worker"))
+    assert [row["id"] for row in found] == [busy] and found[0]["ended_at"] is not None

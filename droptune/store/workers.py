@@ -23,10 +23,9 @@ from sqlalchemy import (
 
 from droptune.processes import exists, place
 from droptune.store.schema import RunRow, WorkerRow
+from droptune.store.service import LEASE
 from droptune.store.store import Store
 
-LEASE = 30.0
-"""For how long the last sign of life of a worker counts, in seconds."""
 BEAT = 5.0
 """How often a worker gives one, in seconds."""
 

@@ -109,7 +109,11 @@ class Queue:
         if not members.free or len(members) >= most:
             return
         again(lambda _repeated: self._claim(members, most))
-        members.start()
+        restored = members.start()
+        for slot, epochs in restored.items():
+            self._report_again(members[slot], epochs)
+        if restored and not members.gone:  # the others join at the clock that is theirs now
+            self.fill(members, most)
 
     def _claim(self, members: Members, most: float) -> None:
         with self._desk.alone() as still:
@@ -118,6 +122,8 @@ class Queue:
             kept = self._kept(live, members.free) if not len(members) else ()
             for asked, run in kept:
                 self._enter(members, asked, live, run)
+            if members.restoring:
+                return
             while members.free and len(members) < most and self._may(live):
                 still()
                 asked = self._search.ask(live)
@@ -137,6 +143,13 @@ class Queue:
             members.enter(asked.plan, asked.name or "trial", asked, before)
         except Taken:
             self._search.release(asked.number)
+
+    def _report_again(self, member: Member, epochs: int) -> None:
+        """Report the epochs that a restored member has behind it; a pruner compares by them."""
+        for epoch, metrics in self._desk.claims.curve(member.run, epochs):
+            value = metrics.get(self._objectives[0])
+            if value is not None:
+                self._search.report(member.asked.number, epoch, value)
 
     def fork(self, members: Members, source: int, name: str, plan: Any) -> None:
         """Claim a trial for a copy of a member, if no trial has its plan yet."""

@@ -237,6 +237,8 @@ class Loop:
                 member = members[slot]
                 if slot in ended or member.epochs not in rungs:
                     continue
+                if not search.holds(member.asked.number):  # `record` will let it go
+                    continue
                 value = score.metrics[self.objectives[0]]
                 stop = search.report(member.asked.number, member.epochs, value)
                 # Both are what the verdict, and the control what later pruners compare with.

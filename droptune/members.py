@@ -148,15 +148,24 @@ class Members:
         if before is not None:  # should this worker die before it has kept anything
             self._claims.keep([run], before["checkpoint"]["name"])
 
-    def start(self) -> None:
-        """Begin to train what has entered: from the states that were kept, or from the start."""
+    @property
+    def restoring(self) -> bool:
+        """Whether some have entered that go on from states that were kept."""
+        return any(before is not None for before in self._entered.values())
+
+    def start(self) -> Mapping[int, int]:
+        """Begin to train what has entered: from the states that were kept, or from the start.
+
+        Returns:
+            slot -> epochs that its member has behind it, of those that go on.
+        """
         entered, self._entered = self._entered, {}
-        going_on = {slot: before for slot, before in entered.items() if before is not None}
-        if going_on:
-            self._restore(going_on)
+        kept = {slot: before for slot, before in entered.items() if before is not None}
+        going = self._restore(kept) if kept else {}
         for slot in entered:
-            if slot in self._slots and slot not in going_on:
+            if slot in self._slots and slot not in kept:
                 self._call("start", slot, self._slots[slot].plan)
+        return going
 
     def fork(self, source: int, asked: Asked) -> None:
         """Put a copy of a member into a free slot, to train on by the plan of another trial.
@@ -224,10 +233,11 @@ class Members:
             the members that ended, each with its end.
         """
         bins = {end.slot: {"reliability": end.reliability} for end in ends if end.reliability}
+        states = {self[end.slot].run: end.state for end in ends}
 
         # The bins stand beside the metrics of the last epoch, the only JSON that a curve has.
         def write() -> set[int]:
-            held = self._claims.held(member.run for member in self._slots.values())
+            held = self._claims.held((member.run for member in self._slots.values()), states)
             rows = [
                 (run, self[slot].epochs, score.train_loss, score.metrics | bins.get(slot, {}))
                 for slot, score in scores.items()
@@ -295,11 +305,14 @@ class Members:
                     lambda: self._claims.keep(self._claims.held(runs), self._keeping.name)
                 )
 
-    def _restore(self, entered: Mapping[int, Mapping[str, Any]]) -> None:
+    def _restore(self, entered: Mapping[int, Mapping[str, Any]]) -> dict[int, int]:
         """Go on from the states that a worker kept; hand back what cannot go on from there.
 
         Args:
             entered: slot -> the run before; all of the same checkpoint.
+
+        Returns:
+            slot -> epochs, of those that go on.
         """
         name = next(iter(entered.values()))["checkpoint"]["name"]
         wanted = {self[slot].key: slot for slot in entered}
@@ -326,6 +339,7 @@ class Members:
         self.gone += [self._slots.pop(slot) for slot in entered if slot not in going]
         if going:
             self._say(f"{len(going)} runs go on where another worker, or an earlier call, left off")
+        return going
 
     def _recorded(self, run: int, epochs: int) -> bool:
         """Tell whether the store has a run's curve as far as its checkpoint is.
@@ -333,7 +347,7 @@ class Members:
         It has not where the worker that kept it was thought dead: what that one trained since was
         dropped. Nor where the database was put back to an earlier state.
         """
-        return self._claims.trained(run, epochs) == epochs
+        return len(self._claims.curve(run, epochs)) == epochs
 
     def _start_run(self, slot: int, plan: Plan, arm: str, asked: Asked | None, clock: int) -> int:
         number = asked.number if asked else None

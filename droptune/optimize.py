@@ -1,7 +1,7 @@
 """One call of `Study.optimize`: open the store, search, confirm, judge."""
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -160,12 +160,12 @@ class Optimization:
             patience=study.patience,
         )
 
-    def _curves(self) -> Mapping[int, Sequence[float]]:
-        """Return trial -> the first objective by epoch, of the complete trials."""
+    def _curves(self, trials: Collection[int] | None) -> Mapping[int, Sequence[float]]:
+        """Return trial -> the first objective by epoch, of those complete trials (None: of all)."""
         stored = self.store.study(self.study.name) if self.study.pruner == PAIRED else None
         if stored is None:
             return {}
-        return self.store.search_curves(stored["id"], self.study.objectives[0])
+        return self.store.search_curves(stored["id"], self.study.objectives[0], trials)
 
     def _record(self, stored: Mapping[str, Any] | None) -> int:
         """Make the store ready for runs; return the study's id in it."""

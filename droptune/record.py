@@ -284,6 +284,12 @@ def open_storage(
         if _lost(error) and not url.startswith("sqlite"):
             raise TransientError(str(said)) from error
         raise said from error
+    if url.startswith("sqlite") and storage.engine.url.database in (None, "", ":memory:"):
+        storage.engine.dispose()
+        raise StoreError(
+            f"{url} is a database in memory that each connection has for itself, so a study finds "
+            "nothing again in it; give a file, such as sqlite:///droptune.db"
+        )
     return storage
 
 

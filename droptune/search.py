@@ -69,8 +69,8 @@ class Search(Trials):
         epochs: of a full training.
         rungs: rising epochs, counted from 1, at which trials are compared; `paired` finds its
             own, and is reported every epoch.
-        curves: of `paired`: returns trial -> the objective by epoch, of the stored complete
-            trials.
+        curves: of `paired`: numbers (None: of all) -> trial -> the objective by epoch, of the
+            stored complete trials among them.
         prepare_engine: called with Optuna's SQLAlchemy engine before its first use, to set
             the connections up as the rest of droptune has them.
         patience: the sampler is asked for no more when so many more trials are expected to
@@ -93,7 +93,7 @@ class Search(Trials):
         seed: int = 0,
         epochs: int,
         rungs: Sequence[int] = (),
-        curves: Callable[[], Mapping[int, Sequence[float]]] = dict,
+        curves: Callable[[Collection[int] | None], Mapping[int, Sequence[float]]] = lambda _: {},
         prepare_engine: Callable[[Any], object] | None = None,
         patience: int = 0,
     ) -> None:
@@ -102,6 +102,8 @@ class Search(Trials):
         check_numbers(directions, seed, epochs, rungs)
         self._name, self._space, self._epochs = name, space, epochs
         self._rungs = frozenset(rungs if pruner != "none" else ())
+        self._fresh, self._recalls = sampler in FRESH, sampler == "cmaes"
+        self._heeds = sampler in REFINING
         with quiet():
             probe = FixedTrial(space.encode(Plan.none()))
             space.suggest(probe)
@@ -116,11 +118,7 @@ class Search(Trials):
             self._check_space(trials)
             with quiet():
                 self._sampler = self._make_sampler(len(trials))
-                if sampler == "cmaes":
-                    recall_cmaes(trials, directions[0])
-                self._copy = WorkingCopy(
-                    name, directions, self._sampler, self._pruner, trials, sampler in REFINING
-                )
+                self._copy = self._new_copy(trials)
             sites = [site.name for site in space.sites] if pruner == PAIRED else []
             self._paired = Paired(epochs, directions[0], sites, self._plan_of) if sites else None
             self._curves = curves
@@ -128,9 +126,15 @@ class Search(Trials):
         except BaseException:
             self.close()
             raise
-        self._fresh, self._recalls = sampler in FRESH, sampler == "cmaes"
         #: Trials that were asked for here and not yet told.
         self._mine: set[int] = set()
+
+    def _new_copy(self, trials: Sequence[FrozenTrial]) -> WorkingCopy:
+        """Return a working copy of the stored trials."""
+        if self._recalls:
+            recall_cmaes(trials, self._directions[0])
+        about = self._name, self._directions, self._sampler, self._pruner
+        return WorkingCopy(*about, trials, self._heeds)
 
     def sync(self) -> None:
         """Take over what other workers have stored since.
@@ -143,8 +147,8 @@ class Search(Trials):
             for trial in changed:
                 self._copy.take(trial)
         self._mine -= {trial.number for trial in changed if trial.state.is_finished()}
-        if any(trial.state == TrialState.COMPLETE for trial in changed):
-            self._learn_curves()
+        if complete := [t.number for t in changed if t.state == TrialState.COMPLETE]:
+            self._learn_curves(complete)
             if self._recalls:  # for the copy's own trials: ended ones take no attributes
                 with quiet():
                     recall_cmaes(self._copied(), self._directions[0])
@@ -152,8 +156,8 @@ class Search(Trials):
     def _copied(self) -> list[FrozenTrial]:
         return self._copy.trials()
 
-    def _learn_curves(self) -> None:
-        for number, curve in self._curves().items() if self._paired else ():
+    def _learn_curves(self, numbers: Collection[int] | None = None) -> None:
+        for number, curve in self._curves(numbers).items() if self._paired else ():
             self._paired.complete(number, curve)
 
     def enqueue(self, name: str, plan: Plan) -> int:
@@ -202,9 +206,8 @@ class Search(Trials):
         try:
             self._record.create(number, template)
         except Overtaken:
-            arguments = self._name, self._directions, self._sampler, self._pruner
             with quiet():
-                self._copy = WorkingCopy(*arguments, self._record.read())
+                self._copy = self._new_copy(self._record.read())
             self._plans.clear()
             raise TransientError(
                 f"another worker of study {self._name!r} came in while the server was away"
@@ -217,9 +220,13 @@ class Search(Trials):
         return [number for number in running if number not in taken]
 
     def adopt(self, number: int) -> Asked:
-        """Return an orphan, to be told from here; what it has reported is forgotten."""
+        """Return an orphan, to be told from here."""
         self._mine.add(number)
         return self._asked(self._copy.trial(number))
+
+    def holds(self, number: int) -> bool:
+        """Tell whether a trial is to be told from here, and no other worker has told it."""
+        return number in self._mine
 
     def release(self, number: int) -> None:
         """Give a trial up: another worker has it now."""

@@ -12,7 +12,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from droptune.errors import StudyError, TrainingError
+from droptune.errors import StoreError, StudyError, TrainingError
 from droptune.search import Search
 from droptune.store import Store
 from droptune.trainers import SerialTrainer
@@ -383,3 +383,10 @@ def test_a_run_that_a_dead_process_left_is_marked_when_the_study_goes_on(url):
         store.start_run(1, phase="confirm", arm="no dropout", plan=plan, **where)
     one.optimize(progress=Notes())
     assert [run[3] for run in runs(url, "confirm")] == ["stale"]
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_database_in_memory_is_refused_in_one_line(url):
+    with pytest.raises(StoreError, match="is a database in memory .*; give a file") as error:
+        study(url).optimize(progress=Notes())
+    assert "\n" not in str(error.value)

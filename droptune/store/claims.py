@@ -1,6 +1,7 @@
 """`Claims`: which trials and arms are taken by runs, and which runs are still one's own."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import bindparam, func, select, update
@@ -13,6 +14,7 @@ _RUN = RunRow.__table__
 _IN_TRAINING = RunRow.state == "running"
 _ENDED = ("complete", "pruned", "failed")
 _HUNG = "hung"
+_NONE: Mapping[int, str] = MappingProxyType({})
 # Also what it has cost so far: of a run whose worker dies nobody else can tell.
 _PROGRESS = (
     update(_RUN)
@@ -115,11 +117,13 @@ class Claims:
         )
         return self._store.rows(_with_metrics().where(RunRow.id.in_(newest)))
 
-    def trained(self, run: int, epochs: int) -> int:
-        """Return how many of its first epochs a run has a curve of."""
-        curve = CurveRow.__table__.c
-        query = select(func.count().label("n")).where(curve.run_id == run, curve.epoch <= epochs)
-        return self._store.rows(query)[0]["n"]
+    def curve(self, run: int, epochs: int) -> list[tuple[int, dict[str, Any]]]:
+        """Return epoch and metrics of a run's first epochs, as far as they are stored."""
+        of = CurveRow.__table__.c
+        query = select(of.epoch, of.metrics).where(of.run_id == run, of.epoch <= epochs)
+        return [
+            (row["epoch"], row["metrics"]) for row in self._store.rows(query.order_by(of.epoch))
+        ]
 
     def over(self, trial_number: int | None, block: int, arm: str) -> bool:
         """Tell whether a trial, or where that is None an arm of a block, has come to its end.
@@ -133,13 +137,20 @@ class Claims:
         query = select(RunRow.id).where(self._theirs, *of, RunRow.state.in_(_ENDED)).limit(1)
         return bool(self._store.rows(query))
 
-    def held(self, runs: Iterable[int]) -> set[int]:
+    def held(self, runs: Iterable[int], ends: Mapping[int, str] = _NONE) -> set[int]:
         """Return those of one's own runs that nobody has taken; they stay so to the commit.
 
         Only to be called in a transaction, before what is written of the runs.
+
+        Args:
+            runs: by id.
+            ends: run -> the state in which it ends with this transaction, of which an earlier
+                try may have been stored.
         """
-        query = select(RunRow.id).where(RunRow.id.in_(list(runs)), _IN_TRAINING)
-        return {row["id"] for row in self._store.rows(query.with_for_update())}
+        query = select(_RUN.c.id, _RUN.c.state).where(RunRow.id.in_(list(runs)))
+        states = {r["id"]: r["state"] for r in self._store.rows(query.with_for_update())}
+        mine = ends if self._store.repeated else {}
+        return {run for run, state in states.items() if state in ("running", mine.get(run))}
 
     def progress(self, rows: Sequence[tuple[int, int, float]]) -> None:
         """Store how many epochs runs have trained, and how many seconds that took.

@@ -7,6 +7,7 @@ ISO 8601 in UTC. No Optuna is loaded, and no SQLAlchemy for a SQLite file.
 """
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 from droptune import gap
@@ -339,10 +340,21 @@ def designs(reader: Reader, study_id: int) -> list[Row]:
     return [row["design"] for row in plain(reader.rows(DESIGNS, study=study_id))]
 
 
-def search_curves(reader: Reader, study_id: int, metric: str) -> dict[int, list[float]]:
-    """Return trial -> a metric by epoch, of the search runs that are complete."""
+def search_curves(
+    reader: Reader, study_id: int, metric: str, trials: Collection[int] | None = None
+) -> dict[int, list[float]]:
+    """Return trial -> a metric by epoch, of the search runs that are complete.
+
+    Args:
+        reader: of the database.
+        study_id: in the store.
+        metric: which one.
+        trials: whose curves, by number; None: all.
+    """
+    numbers = ", ".join(str(int(number)) for number in trials or ())
+    of = "" if trials is None else f"AND r.trial_number IN ({numbers or 'NULL'})"
     curves: dict[int, list[float]] = {}
-    for row in plain(reader.rows(SEARCH_CURVES, study=study_id)):
+    for row in plain(reader.rows(SEARCH_CURVES.format(of=of), study=study_id)):
         value = row["metrics"].get(metric)
         curves.setdefault(row["trial_number"], []).append(math.nan if value is None else value)
     return curves

@@ -14,7 +14,7 @@ from droptune.store.queries import STATES
 from droptune.store.reader import Reader, open_reader
 
 LEASE = 30.0
-"""For how long the last sign of life of a worker counts, in seconds; see store/workers.py."""
+"""For how long the last sign of life of a worker counts, in seconds."""
 RECENT = 24 * 3600.0
 """For how long a worker that has died is listed, in seconds."""
 _HOUR = 3600.0

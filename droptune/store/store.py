@@ -6,7 +6,7 @@ inside `store.transaction()`: it would wait for itself.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from importlib import import_module
@@ -17,17 +17,9 @@ from sqlalchemy.exc import IntegrityError
 
 from droptune.errors import StudyError
 from droptune.retry import again
-from droptune.store import migrate
+from droptune.store import migrate, queries
 from droptune.store.engine import READS, explained, finite, open_engine, storable
 from droptune.store.lock import exclusive
-from droptune.store.queries import (
-    Queries,
-    confirm_runs,
-    control_fit,
-    designs,
-    search_curves,
-    search_seconds,
-)
 from droptune.store.reader import EngineReader
 from droptune.store.schema import (
     ConfirmationRow,
@@ -110,6 +102,11 @@ class Store:
                 yield
             finally:
                 self._local.connection = None
+
+    @property
+    def repeated(self) -> bool:
+        """Whether the transaction is tried again: an earlier try may have been stored."""
+        return getattr(self._local, "repeated", False)
 
     def write(self, work: Callable[[], T]) -> T:
         """Return what `work` returns, run in one transaction.
@@ -310,22 +307,21 @@ class Store:
             For each run that is complete or failed: id, arm, block, seed, state, plan, test,
             epochs, seconds, message, and metrics (of its last epoch, None when it has none).
         """
-        return self._read(confirm_runs, study_id)
+        return self._read(queries.confirm_runs, study_id)
 
     def control_fit(self, study_id: int) -> dict[str, Any] | None:
         """Return how no dropout fitted in the search, see `droptune.gap.fit`, or None."""
-        return self._read(control_fit, study_id)
+        return self._read(queries.control_fit, study_id)
 
-    def search_curves(self, study_id: int, metric: str) -> dict[int, list[float]]:
-        """Return trial -> a metric by epoch, of the search runs that are complete."""
-        return self._read(partial(search_curves, metric=metric), study_id)
+    def search_curves(
+        self, study_id: int, metric: str, trials: Collection[int] | None = None
+    ) -> dict[int, list[float]]:
+        """Return trial -> a metric by epoch, of those complete search runs (None: of all)."""
+        return self._read(partial(queries.search_curves, metric=metric, trials=trials), study_id)
 
     def search_seconds(self, study_id: int) -> float:
-        """Return the seconds of training of all search runs, however they ended.
-
-        Runs that a dead process left are not counted: how long they took is not known.
-        """
-        return self._read(search_seconds, study_id)
+        """Return the seconds of training of all search runs, ended or not."""
+        return self._read(queries.search_seconds, study_id)
 
     def save_design(self, study_id: int, design: Mapping[str, Any]) -> None:
         """Store the design of a study's next confirmation, as JSON."""
@@ -340,7 +336,7 @@ class Store:
 
     def designs(self, study_id: int) -> list[dict[str, Any]]:
         """Return the designs of a study's confirmations, the first one first."""
-        return self._read(designs, study_id)
+        return self._read(queries.designs, study_id)
 
     def save_verdict(self, study_id: int, verdict: Mapping[str, Any]) -> None:
         """Store a verdict; keys are the columns of `droptune_verdict`."""
@@ -358,9 +354,9 @@ class Store:
         )
         return self._row(query)
 
-    def queries(self) -> Queries:
+    def queries(self) -> queries.Queries:
         """Return the listings over this store's connections; they see what it wrote."""
-        return Queries(self.url, EngineReader(self._reading))
+        return queries.Queries(self.url, EngineReader(self._reading))
 
     def _check_schema(self, create: bool) -> None:
         with explained(self.url):
@@ -400,7 +396,7 @@ class Store:
 
     def _stored(self, table: Any, values: Mapping[str, Any], *same: str) -> int | None:
         """Return the id of the row that an earlier try stored, known by its columns `same`."""
-        if not getattr(self._local, "repeated", False):
+        if not self.repeated:
             return None
         equal = (table.__table__.c[key].is_not_distinct_from(values[key]) for key in same)
         return self._connection.execute(select(table.id).where(*equal)).scalar()

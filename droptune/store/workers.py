@@ -10,14 +10,22 @@ import socket
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import DateTime, bindparam, func, insert, literal_column, select, update
+from sqlalchemy import (
+    DateTime,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal_column,
+    select,
+    update,
+)
 
 from droptune.processes import exists, place
 from droptune.store.schema import RunRow, WorkerRow
+from droptune.store.service import LEASE
 from droptune.store.store import Store
 
-LEASE = 30.0
-"""For how long the last sign of life of a worker counts, in seconds."""
 BEAT = 5.0
 """How often a worker gives one, in seconds."""
 
@@ -48,6 +56,8 @@ class Workers:
         mine = _WORKER.c.id == bindparam("worker")
         self._beat = update(_WORKER).where(mine).values(seen_at=now)
         self._leave = self._beat.values(ended_at=now)
+        trained = select(_RUN.c.id).where(_RUN.c.worker_id == _WORKER.c.id).exists()
+        self._forget = delete(_WORKER).where(mine, ~trained)
 
     def register(self, device: str, pid: int) -> int:
         """Store that a worker of this machine begins; return its id."""
@@ -70,8 +80,16 @@ class Workers:
         self._store.execute(self._beat, values)
 
     def leave(self, worker: int) -> None:
-        """Store that a worker has ended in order."""
-        self._store.execute(self._leave, {"worker": worker, "study_id": None, "doing": None})
+        """Store that a worker has ended in order; one that trained nothing is forgotten.
+
+        A worker that looks in now and then while others train would leave a row each time.
+        """
+
+        def work() -> None:
+            self._store.execute(self._leave, {"worker": worker, "study_id": None, "doing": None})
+            self._store.execute(self._forget, {"worker": worker})
+
+        self._store.write(work)
 
     def lost(self, study_id: int) -> list[int]:
         """Return the runs, by id, that are said to be in training by workers that are dead."""

@@ -2,6 +2,8 @@
 
 import pytest
 
+from droptune import rows
+from droptune.errors import TransientError
 from droptune.plan import Plan
 from droptune.search import SAMPLERS
 from tests.search.tiny import TinySpace, loss, stored
@@ -92,3 +94,27 @@ def test_every_sampler_goes_on_and_never_takes_one_for_a_result(search, url, sam
     counts = one.counts()
     assert counts.complete + counts.failed == 14
     assert counts.failed == sum(trial.state.name == "FAIL" for trial in stored(url))
+
+
+def test_who_was_overtaken_still_knows_what_does_not_fit(search, monkeypatch):
+    """Another worker stores its trial while the server is away; who asks begins anew."""
+    insert, asked = rows.insert, []
+    for name in ("plain", "overtaken"):
+        one = search(name, TinySpace(kinds=KINDS))
+        proposed(one, 20)
+        other = search(name, TinySpace(kinds=KINDS))
+
+        def away(*arguments, other=other):
+            monkeypatch.setattr(rows, "insert", insert)
+            other.ask()
+            raise TransientError("the server restarts")
+
+        if name == "overtaken":
+            monkeypatch.setattr(rows, "insert", away)
+            with pytest.raises(TransientError, match="came in"):
+                one.ask()
+        else:
+            other.ask()
+        one.sync()
+        asked.append([one.ask(live={20}).plan for _ in range(6)])
+    assert asked[0] == asked[1]

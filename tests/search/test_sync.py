@@ -1,12 +1,14 @@
 """Several workers on one study: each takes over what the others have stored."""
 
+from types import SimpleNamespace
+
 import pytest
 from optuna.trial import TrialState
 
 from droptune.errors import StudyError
 from droptune.plan import Plan
 from droptune.samplers import SAMPLERS
-from tests.search.tiny import loss
+from tests.search.tiny import TinySpace, loss
 
 
 def train(search, asked):
@@ -98,3 +100,15 @@ def test_a_trial_that_is_given_up_is_an_orphan(search):
     one.release(asked.number)
     assert one.orphans() == [asked.number]
     assert one.ask().number == asked.number
+
+
+def test_of_what_others_have_told_only_the_new_curves_are_read(search):
+    space, read = TinySpace(), []
+    space.sites = [SimpleNamespace(name=name) for name in "02"]
+    options = {"space": space, "pruner": "paired", "curves": lambda which: read.append(which) or {}}
+    one, other = search(**options), search(**options)
+    assert read == [None, None], "all, at the opening"
+    for number in range(2):
+        train(one, one.ask())
+        other.sync()
+        assert read[2 + number :] == [[number]]

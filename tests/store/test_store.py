@@ -64,6 +64,15 @@ class StoreContract:
     def test_a_study_without_sites_can_be_stored(self, store):
         assert store.create_study("bare", {}, {}, []) > 0
 
+    def test_curves_of_some_trials_are_of_those_alone(self, store, study_id, examples):
+        for number in range(3):
+            run = store.start_run(study_id, plan={}, **examples.run, trial_number=number)
+            store.record([(run, epoch, 0.5, {"m": number + epoch}) for epoch in (1, 2)])
+            store.end_run(run, "complete", seconds=1, epochs=2)
+        assert store.search_curves(study_id, "m") == {0: [1, 2], 1: [2, 3], 2: [3, 4]}
+        assert store.search_curves(study_id, "m", [2, 0]) == {0: [1, 2], 2: [3, 4]}
+        assert store.search_curves(study_id, "m", []) == {}
+
     def test_a_run_starts_running_and_ends_as_told(self, store, study_id, examples):
         run_id = self.start(store, study_id, examples, trial_number=7)
         (row,) = self.all_of(store, "run")

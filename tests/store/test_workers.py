@@ -175,3 +175,13 @@ def test_what_has_come_to_its_end_is_over(store, study_id, examples):
     assert not claims.over(1, 0, "trial") and not claims.over(None, 2, "no dropout")
     store.execute(text("UPDATE droptune_run SET state = 'stale'"))
     assert not claims.over(0, 0, "trial")
+
+
+def test_a_worker_that_trained_nothing_leaves_no_row(store, study_id, examples):
+    workers = Workers(store)
+    idle, busy = (workers.register("cpu", os.getpid()) for _ in range(2))
+    start(store, study_id, examples, busy, trial_number=0)
+    workers.leave(idle)
+    workers.leave(busy)
+    found = store.rows(text("SELECT id, ended_at FROM droptune_worker"))
+    assert [row["id"] for row in found] == [busy] and found[0]["ended_at"] is not None

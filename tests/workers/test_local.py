@@ -102,7 +102,7 @@ def test_a_signal_to_the_parent_stops_all_and_the_same_command_goes_on(tmp_path,
     assert err.count(STOPPING) == 1
     assert err.splitlines()[-1].startswith("Interrupted: what has finished is kept")
     ended = rows(tmp_path, "SELECT ended_at IS NOT NULL FROM droptune_worker")
-    assert ended == [(1,), (1,)]
+    assert set(ended) == {(1,)}
     assert not rows(tmp_path, "SELECT 1 FROM droptune_run WHERE state = 'running'")
     done = len(complete(tmp_path))
     run(tmp_path, "optimize", target, "--workers", 2, "--trials", done + 3)

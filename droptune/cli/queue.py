@@ -103,14 +103,14 @@ def worker(
     SIGTERM or Ctrl-C ends the epoch, stores checkpoints, hands the trials back and exits with 0; a
     second one stops at once. While the database is away a worker waits for it.
     """
-    from droptune.report.text import visible
+    from droptune.report.text import one_line
     from droptune.workers.local import worker_seats
     from droptune.workers.service import Rules, Service, check_rules
 
     rules = Rules(allow, allow_files, studies, until_empty)
     check_rules(rules)
     seats = worker_seats(devices or "auto", workers)
-    Service(store, seats, rules, lambda text: click.echo(visible(text), err=True)).run()
+    Service(store, seats, rules, lambda text: click.echo(one_line(text), err=True)).run()
 
 
 @main.command(short_help="Queued and running studies, and who works on them.")

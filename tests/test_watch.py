@@ -129,6 +129,16 @@ def test_the_first_ctrl_c_is_a_wish_and_the_second_stops():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_sigterm_to_a_process_and_its_parent_which_passes_it_on_is_one_wish():
+    said = []
+    with Interrupt(said.append) as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.wished and len(said) == 1
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_ctrl_c_while_a_line_is_written_is_no_error():
     def busy(text):
         raise RuntimeError("reentrant call inside a buffered writer")

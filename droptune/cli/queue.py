@@ -1,5 +1,6 @@
 """`droptune submit`, `withdraw`, `worker` and `status`: studies that wait for workers."""
 
+import os
 import shlex
 from typing import Any
 
@@ -38,8 +39,6 @@ def submit(target: str, **options: Any) -> None:
 
 def _next(target: str, name: str, url: str, done: str) -> str:
     """Return what was queued, and what to type next."""
-    import os
-
     from droptune.report.text import visible
     from droptune.store import hide
 
@@ -49,9 +48,9 @@ def _next(target: str, name: str, url: str, done: str) -> str:
     module = target.partition(":")[0]
     is_file = not all(part.isidentifier() for part in module.split(".")) or module.endswith(".py")
     allow = "--allow-files" if is_file else f"--allow {module.partition('.')[0]}"
-    return visible(f"study {name!r} is {done}") + visible(
-        f"\nnext:\n  droptune worker{where} {allow}\n  droptune status{where}"
-    ).replace("\\n", "\n")
+    lines = [f"study {name!r} is {done}", "next:"]
+    lines += [f"  droptune worker{where} {allow}", f"  droptune status{where}"]
+    return "\n".join(map(visible, lines))
 
 
 @main.command(short_help="Take a study out of the queue.")

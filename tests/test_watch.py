@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from droptune.errors import StudyError
 from droptune.watch import Clockwork, Interrupt, Meter
 from tests.small import Notes, fresh, study
 
@@ -146,6 +147,14 @@ def test_ctrl_c_while_a_line_is_written_is_no_error():
     with Interrupt(busy) as interrupt:
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupt.wished
+
+
+def test_a_model_that_ends_the_program_is_an_error_of_one_line(tmp_path):
+    def build():
+        raise SystemExit(3)
+
+    with pytest.raises(StudyError, match=r"ends the program \(exit code 3\)"):
+        study(fresh(tmp_path), model=build).optimize(progress=Notes())
 
 
 def test_a_study_runs_in_a_thread(tmp_path):

@@ -341,4 +341,10 @@ class Study:
         study = self.using(**{name: value for name, value in changes.items() if value is not None})
         progress = suitable_progress() if progress is None else progress
         with progress as shown, Interrupt(shown.message) as interrupt:
-            return Optimization(study, shown, interrupt, wait, on_hang).result()
+            try:
+                return Optimization(study, shown, interrupt, wait, on_hang).result()
+            except SystemExit as error:
+                raise StudyError(
+                    f"code of study {self.name!r} ends the program (exit code {error.code}); raise "
+                    "another exception there"
+                ) from error

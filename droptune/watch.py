@@ -13,6 +13,8 @@ from types import FrameType
 
 from droptune.progress import Progress, Status
 
+STOPPING = "stopping at the end of this epoch; Ctrl-C again stops at once"
+"""What the first Ctrl-C is answered with."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Seconds between two looks whether there is something to train.
 _SHORTEST, _LONGEST = 0.1, 3.0
@@ -91,7 +93,8 @@ class Idle:
 class Interrupt:
     """Turns the first Ctrl-C into a wish to stop at the end of the epoch; the second stops now.
 
-    SIGTERM, by which schedulers of clusters ask a process to end, counts as Ctrl-C.
+    SIGTERM, by which schedulers of clusters ask a process to end, counts as the first Ctrl-C. Some
+    send it to a process and its children, who then hear of it from their parent, too.
 
     Outside the main thread, where signals cannot be caught, it never wishes.
 
@@ -119,10 +122,12 @@ class Interrupt:
 
     def _wish(self, number: int, frame: FrameType | None) -> None:
         if self.wished:
+            if number == signal.SIGTERM:
+                return
             raise KeyboardInterrupt
         self.wished = True
         with suppress(RuntimeError):  # the signal came while the same stream was being written
-            self._say("stopping at the end of this epoch; Ctrl-C again stops at once")
+            self._say(STOPPING)
 
 
 _LONG = 60.0  # seconds, of an epoch

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from droptune.errors import StudyError
 from droptune.watch import Clockwork, Interrupt, Meter
 from tests.small import Notes, fresh, study
 
@@ -129,6 +130,16 @@ def test_the_first_ctrl_c_is_a_wish_and_the_second_stops():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_sigterm_to_a_process_and_its_parent_which_passes_it_on_is_one_wish():
+    said = []
+    with Interrupt(said.append) as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.wished and len(said) == 1
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_ctrl_c_while_a_line_is_written_is_no_error():
     def busy(text):
         raise RuntimeError("reentrant call inside a buffered writer")
@@ -136,6 +147,14 @@ def test_ctrl_c_while_a_line_is_written_is_no_error():
     with Interrupt(busy) as interrupt:
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupt.wished
+
+
+def test_a_model_that_ends_the_program_is_an_error_of_one_line(tmp_path):
+    def build():
+        raise SystemExit(3)
+
+    with pytest.raises(StudyError, match=r"ends the program \(exit code 3\)"):
+        study(fresh(tmp_path), model=build).optimize(progress=Notes())
 
 
 def test_a_study_runs_in_a_thread(tmp_path):

@@ -1,5 +1,6 @@
 """`droptune submit`, `withdraw`, `worker` and `status`: studies that wait for workers."""
 
+import os
 import shlex
 from typing import Any
 
@@ -38,8 +39,6 @@ def submit(target: str, **options: Any) -> None:
 
 def _next(target: str, name: str, url: str, done: str) -> str:
     """Return what was queued, and what to type next."""
-    import os
-
     from droptune.report.text import visible
     from droptune.store import hide
 
@@ -49,9 +48,9 @@ def _next(target: str, name: str, url: str, done: str) -> str:
     module = target.partition(":")[0]
     is_file = not all(part.isidentifier() for part in module.split(".")) or module.endswith(".py")
     allow = "--allow-files" if is_file else f"--allow {module.partition('.')[0]}"
-    return visible(f"study {name!r} is {done}") + visible(
-        f"\nnext:\n  droptune worker{where} {allow}\n  droptune status{where}"
-    ).replace("\\n", "\n")
+    lines = [f"study {name!r} is {done}", "next:"]
+    lines += [f"  droptune worker{where} {allow}", f"  droptune status{where}"]
+    return "\n".join(map(visible, lines))
 
 
 @main.command(short_help="Take a study out of the queue.")
@@ -103,14 +102,14 @@ def worker(
     SIGTERM or Ctrl-C ends the epoch, stores checkpoints, hands the trials back and exits with 0; a
     second one stops at once. While the database is away a worker waits for it.
     """
-    from droptune.report.text import visible
+    from droptune.report.text import one_line
     from droptune.workers.local import worker_seats
     from droptune.workers.service import Rules, Service, check_rules
 
     rules = Rules(allow, allow_files, studies, until_empty)
     check_rules(rules)
     seats = worker_seats(devices or "auto", workers)
-    Service(store, seats, rules, lambda text: click.echo(visible(text), err=True)).run()
+    Service(store, seats, rules, lambda text: click.echo(one_line(text), err=True)).run()
 
 
 @main.command(short_help="Queued and running studies, and who works on them.")

@@ -126,7 +126,7 @@ class FunctionTrainer(ReportingTrainer):
                     member.failed = "train= ended before its first yield; yield a dict of metrics"
             except TrainingError as error:
                 member.failed = str(error)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 if is_out_of_memory(error):
                     raise
                 member.failed = f"train= raised {type(error).__name__}: {first_line(error)}"

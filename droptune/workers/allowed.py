@@ -69,7 +69,9 @@ def check_options(options: Any) -> dict[str, Any]:
         if fits is None:
             raise NotAllowed(f"option {name!r} is not taken from a queue; {_KNOWN}")
         if not fits(value):
-            raise NotAllowed(f"option {name!r} has a value that is not allowed: {value!r}")
+            said = repr(value)
+            said = "a URL, which may hold a password" if "://" in said else said
+            raise NotAllowed(f"option {name!r} has a value that is not allowed: {said}")
     return dict(options)
 
 

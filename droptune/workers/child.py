@@ -1,9 +1,9 @@
 """A process that works on one study: `python -m droptune.workers.child`.
 
-It reads one line from stdin, a `Job` as JSON, and writes events as lines of JSON to where its
-stdout was; what the user's own code prints goes to stderr. Nothing of the job is in the list of
-processes, so a password in a URL shows nowhere. When stdin ends, the parent is gone: the process
-ends itself as SIGTERM would, and in a while at once.
+It reads one line from where its stdin was, the job as JSON, and writes events as lines of JSON to
+where its stdout was; what the user's own code prints goes to stderr, and what it reads is empty.
+Nothing of the job is in the list of processes, so a password in a URL shows nowhere. When the pipe
+ends, the parent is gone: the process ends itself as SIGTERM would, and in a while at once.
 """
 
 import json
@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from io import TextIOWrapper
-from typing import Any
+from typing import Any, BinaryIO
 
 from droptune.errors import DroptuneError
 from droptune.progress import SilentProgress, Status
@@ -76,8 +76,9 @@ def main() -> None:
     channel = Channel(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)
     sys.stdout = sys.stderr = _Lasting(open(2, "wb", 0, closefd=False), line_buffering=True)
-    job = json.loads(sys.stdin.readline())
-    threading.Thread(target=_watch_parent, daemon=True).start()
+    pipe = _own_stdin()
+    job = json.loads(pipe.readline())
+    threading.Thread(target=_watch_parent, args=(pipe,), daemon=True).start()
     try:
         code = work(job, channel)
     except KeyboardInterrupt:
@@ -125,9 +126,17 @@ class _Lasting(TextIOWrapper):
         return len(text)
 
 
-def _watch_parent() -> None:
-    """Wait for the end of stdin, then end this process."""
-    while os.read(0, 1024):
+def _own_stdin() -> BinaryIO:
+    """Return where the parent writes; code of the user's that reads stdin finds its end."""
+    pipe, nothing = os.fdopen(os.dup(0), "rb"), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return pipe
+
+
+def _watch_parent(pipe: BinaryIO) -> None:
+    """Wait for the end of the pipe, then end this process."""
+    while os.read(pipe.fileno(), 1024):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(ORPHAN_SECONDS)

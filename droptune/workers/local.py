@@ -15,6 +15,7 @@ from droptune.processes import cores
 from droptune.progress import Progress
 from droptune.store import is_shared
 from droptune.trainers import count_gpus
+from droptune.watch import STOPPING
 from droptune.workers.crew import Crew, Deaths, Signals, cause
 from droptune.workers.devices import Seat, cpu_seats, seats
 from droptune.workers.display import Display
@@ -22,9 +23,6 @@ from droptune.workers.paying import Scout
 
 if TYPE_CHECKING:
     from droptune.study import Study
-
-# As a process says it, so that it is shown once.
-STOPPING = "stopping at the end of this epoch; Ctrl-C again stops at once"
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ class _Shift:
             first, self._heard = self._heard == 0, self._signals.count
             self._due.clear()
             if first:
-                self._display.say(STOPPING)
+                self._display.say(STOPPING)  # as each process says it, so it is shown once
             self._crew.stop() if first and self._heard == 1 else self._crew.kill()
 
     def _start_due(self) -> None:

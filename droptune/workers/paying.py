@@ -14,6 +14,7 @@ The one process then stops, as Ctrl-C would stop it, and the others go on from w
 import signal
 
 from droptune.progress import Progress, SilentProgress, Status, duration
+from droptune.watch import STOPPING
 
 WORTH = 60.0
 """Seconds that one process would still need, from which on more are started."""
@@ -36,7 +37,7 @@ class Scout(SilentProgress):
 
     def __init__(self, progress: Progress, processes: int, gpus: bool) -> None:
         self._progress, self._processes, self._gpus = progress, processes, gpus
-        self._in_row = 0
+        self._in_row, self._stops = 0, False
         self.found: str | None = None
 
     def update(self, status: Status) -> None:
@@ -44,7 +45,7 @@ class Scout(SilentProgress):
         self._progress.update(status)
         self._in_row = self._in_row + 1 if self._pays(status) else 0
         sure = self._in_row >= _SURE or (self._in_row and status.elapsed >= _SURE_AFTER)
-        if sure and self.found is None:
+        if sure and not self._stops and self.found is None:
             each = "one GPU" if self._gpus else "one thread"
             why = "" if self._gpus else "the model trains one trial at a time, and "
             left = duration(status.seconds_left)
@@ -55,8 +56,9 @@ class Scout(SilentProgress):
             signal.raise_signal(signal.SIGINT)
 
     def message(self, text: str) -> None:
-        """Show a line; not the one about Ctrl-C, which nobody pressed."""
-        if self.found is None:
+        """Show a line; not the one about Ctrl-C where nobody pressed it."""
+        self._stops |= text == STOPPING
+        if self.found is None or text != STOPPING:
             self._progress.message(text)
 
     def _pays(self, status: Status) -> bool:

@@ -115,6 +115,13 @@ def test_a_small_model_goes_straight_to_the_widest(make_task, timed):
     assert tried == [64]
 
 
+def test_a_moment_without_the_processor_does_not_make_a_small_model_serial(make_task, timed):
+    seconds = iter([0.009, 0.0004])
+    timed(alone=0.001, widths=lambda width: next(seconds), small=1e12)
+    trainer = choose(make_task(), most=16)
+    assert isinstance(trainer, FusedTrainer) and trainer.slots == 16
+
+
 def test_serial_is_chosen_where_it_is_fastest(make_task, timed):
     timed(1.0, lambda width: 1.5)
     said = []

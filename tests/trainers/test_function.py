@@ -71,6 +71,11 @@ def raises(model, *, seed, device):
     raise ZeroDivisionError("by nothing\nmore")
 
 
+def exits(model, *, seed, device):
+    yield {"val_loss": 1.0}
+    raise SystemExit(3)
+
+
 def yields_a_number(model, *, seed, device):
     yield 0.5
 
@@ -88,6 +93,7 @@ def yields_a_vector(model, *, seed, device):
     [
         (ends_at_once, 0, "train= ended before its first yield; yield a dict of metrics"),
         (raises, 1, "train= raised ZeroDivisionError: by nothing"),
+        (exits, 1, "train= raised SystemExit: 3"),
         (yields_a_number, 0, "train= yielded float; give a dict such as {'val_loss': 0.1}"),
         (yields_text, 0, "train= yielded 'val_loss': str, which is not one number"),
         (yields_a_vector, 0, "train= yielded 'val_loss': Tensor, which is not one number"),

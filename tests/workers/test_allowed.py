@@ -129,3 +129,9 @@ def test_options_are_those_that_submit_writes():
 def test_other_options_are_refused(options):
     with pytest.raises(NotAllowed, match="option"):
         check_options(options)
+
+
+def test_a_url_is_refused_without_its_password():
+    with pytest.raises(NotAllowed, match="a URL, which may hold a password") as error:
+        check_options({"warm_start": ["postgresql://me:hunter2@host/name#mine"]})
+    assert "hunter2" not in str(error.value)

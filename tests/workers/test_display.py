@@ -1,6 +1,7 @@
 """One display of several processes, when more of them pay, and when one is replaced."""
 
 import json
+import os
 import signal
 import threading
 from dataclasses import replace
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from droptune.progress import Status
+from droptune.watch import Interrupt
 from droptune.workers.child import Channel
 from droptune.workers.crew import QUICK, Deaths, cause
 from droptune.workers.display import Display, together
@@ -126,6 +128,17 @@ def test_other_gpus_pay_for_fused_trials_too_but_not_by_one_slow_epoch(monkeypat
         monkeypatch, [fused, fused, replace(fused, seconds_left=9.0)], gpus=True
     )
     assert not raised
+
+
+def test_who_pressed_ctrl_c_gets_no_processes(monkeypatch):
+    raised = []
+    monkeypatch.setattr(signal, "raise_signal", raised.append)
+    scout = Scout(Notes(), 4, gpus=False)
+    with Interrupt(scout.message):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(5):
+            scout.update(LONG)
+    assert scout.found is None and not raised
 
 
 def test_of_long_epochs_one_is_enough(monkeypatch):

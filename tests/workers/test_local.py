@@ -60,6 +60,12 @@ def test_processes_share_a_study_and_its_budget(tmp_path, store, request):
         assert {n for (n,) in rows(tmp_path, "SELECT worker_id FROM droptune_run")} == {1, 2}
 
 
+def test_code_that_reads_stdin_finds_its_end(tmp_path):
+    target = write(tmp_path, body="assert not sys.stdin.read() and not os.read(0, 1)")
+    run(tmp_path, "optimize", target, "--workers", 2)
+    assert states(tmp_path) == [(number, "COMPLETE") for number in range(6)]
+
+
 def test_a_process_that_dies_is_replaced(tmp_path):
     body = 'if once("died"): print("last words"); os.kill(os.getpid(), signal.SIGKILL)'
     target = write(tmp_path, body=body)

@@ -40,6 +40,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from droptune.store import Queries, Store, driver_url
+from droptune.store.service import Service
 
 RESULTS = Path(__file__).parent / "results"
 EPOCHS, MEMBERS = 30, 64

@@ -7,7 +7,7 @@ from typing import Any
 from droptune import gap
 from droptune.errors import StudyError
 from droptune.keeping import Keeping
-from droptune.member import End, Member, too_long
+from droptune.member import End, Member, Taken, key_of, too_long
 from droptune.plan import Plan
 from droptune.room import NO_ROOM, check_room, no_room_at_all
 from droptune.search import Asked
@@ -24,10 +24,6 @@ from droptune.watch import Clockwork
 
 #: At most so many slots (None: as suits), block -> a trainer.
 MakeTrainer = Callable[[int | None, int], Trainer]
-
-
-class Taken(Exception):
-    """Another worker has trained a trial or an arm to its end, before it could be claimed."""
 
 
 class Members:
@@ -142,8 +138,7 @@ class Members:
             slot = before["slot"] if before["slot"] in self._free_slots() else slot
             clock = before["clock"]
         run = self._start_run(slot, plan, arm, asked, clock)
-        key = f"block {self._block} {arm}" if asked is None else f"trial {asked.number}"
-        self._slots[slot] = Member(run, plan, arm, asked, clock, key=key)
+        self._slots[slot] = Member(run, plan, arm, asked, clock, key_of(asked, self._block, arm))
         self._entered[slot] = before
         if before is not None:  # should this worker die before it has kept anything
             self._claims.keep([run], before["checkpoint"]["name"])
@@ -182,7 +177,7 @@ class Members:
 
         with self._clockwork("store"):
             run = self._store.write(write)
-        key = f"trial {asked.number}"
+        key = key_of(asked, self._block, arm)
         self._slots[slot] = Member(run, asked.plan, arm, asked, twin.clock, key, twin.epochs)
         self._call("copy", source, slot, asked.plan)
 
@@ -248,7 +243,7 @@ class Members:
             self._claims.progress(cost)
             for end in ends:
                 if self[end.slot].run in held:
-                    self._end_run(self[end.slot], end.state, end.message, end.test)
+                    self._end_run(self[end.slot], end.state, message=end.message, test=end.test)
             return held
 
         with self._clockwork("store"):
@@ -372,20 +367,9 @@ class Members:
         with self._clockwork("store"):
             return self._store.write(claim)
 
-    def _end_run(
-        self,
-        member: Member,
-        state: str,
-        message: str | None = None,
-        test: Mapping[str, float] | None = None,
-    ) -> None:
+    def _end_run(self, member: Member, state: str, **found: Any) -> None:
         self._store.end_run(
-            member.run,
-            state,
-            seconds=member.seconds,
-            epochs=member.epochs,
-            message=message,
-            test=test,
+            member.run, state, seconds=member.seconds, epochs=member.epochs, **found
         )
 
     def _judged(self, slot: int, score: Scores) -> End | None:

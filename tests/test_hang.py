@@ -69,6 +69,7 @@ def optimize(folder: Path, hangs_at: int, *options: str) -> subprocess.Completed
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_dataset_that_hangs_ends_the_worker_and_not_the_study(tmp_path):
     """It hangs in trial 2, then again when that is trained by the next process."""
     url = f"sqlite:///{tmp_path / 'droptune.db'}"

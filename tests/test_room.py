@@ -40,8 +40,15 @@ def gaussian(plan: Plan) -> bool:
 KINDS = {"kinds": ["standard", "gaussian"], "confirm_blocks": 0}
 
 
-@pytest.mark.parametrize("method", ["start", "epoch"])
-@pytest.mark.parametrize("slots", [1, 4])
+@pytest.mark.parametrize(
+    ("slots", "method"),
+    [
+        (1, "start"),
+        (4, "epoch"),
+        pytest.param(1, "epoch", marks=pytest.mark.slow),
+        pytest.param(4, "start", marks=pytest.mark.slow),
+    ],
+)
 def test_a_plan_that_does_not_fit_alone_has_failed_and_the_search_goes_on(
     url, monkeypatch, method, slots
 ):

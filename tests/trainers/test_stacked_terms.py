@@ -143,7 +143,10 @@ class Steps(nn.Module):
         return self.fc(self.drop(self.rnn(x.squeeze(1))[0][:, -1]))
 
 
-@pytest.mark.parametrize(("layer", "layers"), [(nn.LSTM, 1), (nn.GRU, 1), (nn.LSTM, 2)])
+@pytest.mark.parametrize(
+    ("layer", "layers"),
+    [(nn.GRU, 1), *(pytest.param(nn.LSTM, n, marks=pytest.mark.slow) for n in (1, 2))],
+)
 def test_masks_of_recurrent_weights(make_task, make_data, weights, layer, layers):
     data = make_data(40, (1, 8, 8), dtype=torch.float64)
     kinds = {"rnn@weights": ("weight_drop",), "drop": ("standard",)}

@@ -86,6 +86,7 @@ def test_processes_that_die_at_once_end_with_the_reason(tmp_path):
     assert "died again and again (exit code 7; it printed last: no driver)" in line
 
 
+@pytest.mark.slow
 def test_an_error_of_one_is_the_error_of_all_and_is_said_once(tmp_path):
     target = write(tmp_path)
     url = f"sqlite:///{tmp_path}/no/where.db"
@@ -131,6 +132,7 @@ def test_a_second_signal_stops_at_once(tmp_path):
     assert not any(exists(pid) for (pid,) in pids)
 
 
+@pytest.mark.slow
 def test_no_process_outlives_its_parent(tmp_path):
     target = write(tmp_path, trials=1000)
     process = start(tmp_path, "optimize", target, "--workers", 2)

@@ -6,6 +6,7 @@ its next sign of life: its runs are then taken from it, which costs time and not
 it can write nothing more of them (`Store.held`).
 """
 
+import os
 import socket
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -38,6 +39,9 @@ _AGE = {
     "postgresql": "EXTRACT(EPOCH FROM timezone('UTC', clock_timestamp()) - seen_at)",
 }
 _RUN, _WORKER = RunRow.__table__, WorkerRow.__table__
+#: URL and id of the workers of this process that have left, though a database that was away could
+#: not be told: the process lives on, and would be taken for them.
+_LEFT: set[tuple[str, int]] = set()
 
 
 class Workers:
@@ -66,7 +70,9 @@ class Workers:
         def work() -> int:
             return self._store.execute(self._register, values).inserted_primary_key[0]
 
-        return self._store.write(work)
+        worker = self._store.write(work)
+        _LEFT.discard((self._store.url, worker))  # SQLite gives the id of a row that is gone again
+        return worker
 
     def beat(self, worker: int, study_id: int | None, doing: Mapping[str, Any] | None) -> None:
         """Store a sign of life.
@@ -84,6 +90,7 @@ class Workers:
 
         A worker that looks in now and then while others train would leave a row each time.
         """
+        _LEFT.add((self._store.url, worker))
 
         def work() -> None:
             self._store.execute(self._leave, {"worker": worker, "study_id": None, "doing": None})
@@ -102,20 +109,21 @@ class Workers:
         )
         own = self._store.worker  # alive, whatever the database's clock says
         running = [row for row in self._store.rows(query) if row["worker_id"] != own or own is None]
-        return [row["id"] for row in running if _is_dead(row)]
+        return [row["id"] for row in running if self._is_dead(row["worker_id"], row)]
 
     def living(self, study_id: int) -> int:
         """Return how many workers work on a study."""
         columns = (_WORKER.c.place, _WORKER.c.pid, _WORKER.c.ended_at, self._age)
-        query = select(*columns).where(WorkerRow.study_id == study_id, WorkerRow.ended_at.is_(None))
-        return sum(not _is_dead(row) for row in self._store.rows(query))
+        theirs = (WorkerRow.study_id == study_id) & WorkerRow.ended_at.is_(None)
+        query = select(_WORKER.c.id, *columns).where(theirs)
+        return sum(not self._is_dead(row["id"], row) for row in self._store.rows(query))
 
     def alive(self, workers: Collection[int | None]) -> set[int]:
         """Return which of these workers live."""
         columns = (_WORKER.c.place, _WORKER.c.pid, _WORKER.c.ended_at, self._age)
         known = [worker for worker in workers if worker is not None]
         query = select(_WORKER.c.id, *columns).where(WorkerRow.id.in_(known))
-        return {row["id"] for row in self._store.rows(query) if not _is_dead(row)}
+        return {row["id"] for row in self._store.rows(query) if not self._is_dead(row["id"], row)}
 
     def reap(self, study_id: int) -> int:
         """Mark the runs of dead workers as stale, so that they can be claimed.
@@ -135,11 +143,12 @@ class Workers:
         query = select(func.count(RunRow.worker_id.distinct()).label("n")).where(theirs)
         return self._store.rows(query)[0]["n"]
 
-
-def _is_dead(worker: Mapping[str, Any]) -> bool:
-    """Tell whether a worker, with the age of its last sign of life, will not come back."""
-    if worker["age"] is None or worker["ended_at"] is not None:
-        return True
-    if worker["place"] == place() and not exists(worker["pid"]):
-        return True
-    return abs(float(worker["age"])) > LEASE  # below zero: the clock was set back
+    def _is_dead(self, worker: int | None, row: Mapping[str, Any]) -> bool:
+        """Tell whether a worker, with the age of its last sign of life, will not come back."""
+        if row["age"] is None or row["ended_at"] is not None:
+            return True
+        if row["place"] == place():
+            left = row["pid"] == os.getpid() and (self._store.url, worker) in _LEFT
+            if left or not exists(row["pid"]):
+                return True
+        return abs(float(row["age"])) > LEASE  # below zero: the clock was set back

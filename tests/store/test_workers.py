@@ -185,3 +185,17 @@ def test_a_worker_that_trained_nothing_leaves_no_row(store, study_id, examples):
     workers.leave(busy)
     found = store.rows(text("SELECT id, ended_at FROM droptune_worker"))
     assert [row["id"] for row in found] == [busy] and found[0]["ended_at"] is not None
+
+
+def test_a_worker_that_left_while_the_database_was_away_is_dead_at_once(
+    store, study_id, examples, monkeypatch
+):
+    workers = Workers(store)
+    worker = workers.register("cpu", os.getpid())
+    start(store, study_id, examples, worker, trial_number=0)
+    assert workers.reap(study_id) == 0
+    with monkeypatch.context() as away:
+        away.setattr(Store, "write", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            workers.leave(worker)
+    assert Workers(store).reap(study_id) == 1

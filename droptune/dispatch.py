@@ -8,7 +8,7 @@ end, the trial is told; else whoever comes next trains it, under its number.
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from droptune.design import Block
@@ -281,7 +281,8 @@ class Arms:
             for arm, plan in list(free.items()):
                 if members.free and (not kept or arm in kept):
                     still()
-                    members.enter(plan, arm, before=kept.get(arm))
+                    with suppress(Taken):
+                        members.enter(plan, arm, before=kept.get(arm))
 
     def _free(self, block: Block, live: Collection[tuple[int, str, Plan]]) -> dict[str, Plan]:
         """Return the arms of a block that have not ended and are not in training."""

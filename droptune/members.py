@@ -348,7 +348,7 @@ class Members:
         number = asked.number if asked else None
 
         def claim() -> int:
-            if self._claims.over(number, self._block, arm):
+            if self._claims.over(number, self._block, plan.to_json()):
                 raise Taken
             return self._store.start_run(
                 self._study_id,

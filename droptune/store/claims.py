@@ -125,17 +125,18 @@ class Claims:
             (row["epoch"], row["metrics"]) for row in self._store.rows(query.order_by(of.epoch))
         ]
 
-    def over(self, trial_number: int | None, block: int, arm: str) -> bool:
-        """Tell whether a trial, or where that is None an arm of a block, has come to its end.
+    def over(self, trial_number: int | None, block: int, plan: Mapping[str, Any]) -> bool:
+        """Tell whether a trial, or where that is None a plan in a block, has come to its end.
 
         Only to be called in the transaction that claims it: where the lock of the study was lost
-        with its connection, another worker may have trained it meanwhile.
+        with its connection, another worker may have trained it meanwhile. Of several objectives
+        a plan may have another name later in the same block, so the name does not count.
         """
         of = (RunRow.phase == "search", RunRow.trial_number == trial_number)
         if trial_number is None:
-            of = (RunRow.phase == "confirm", RunRow.block == block, RunRow.arm == arm)
-        query = select(RunRow.id).where(self._theirs, *of, RunRow.state.in_(_ENDED)).limit(1)
-        return bool(self._store.rows(query))
+            of = (RunRow.phase == "confirm", RunRow.block == block)
+        query = select(RunRow.plan).where(self._theirs, *of, RunRow.state.in_(_ENDED))
+        return any(trial_number is not None or r["plan"] == plan for r in self._store.rows(query))
 
     def held(self, runs: Iterable[int], ends: Mapping[int, str] = _NONE) -> set[int]:
         """Return those of one's own runs that nobody has taken; they stay so to the commit.

@@ -165,16 +165,18 @@ def test_alive_are_those_that_would_not_be_reaped(store):
 
 def test_what_has_come_to_its_end_is_over(store, study_id, examples):
     claims, worker = Claims(store, study_id), Workers(store).register("cpu", os.getpid())
+    plan = examples.plan(0.1)
     run = start(store, study_id, examples, worker, trial_number=0)
     arm = {"phase": "confirm", "arm": "no dropout", "block": 1}
     other = start(store, study_id, examples, worker, **arm)
-    assert not claims.over(0, 0, "trial") and not claims.over(None, 1, "no dropout")
+    assert not claims.over(0, 0, plan) and not claims.over(None, 1, plan)
     store.end_run(run, "pruned", seconds=1, epochs=1)
     store.end_run(other, "failed", seconds=1, epochs=1)
-    assert claims.over(0, 0, "trial") and claims.over(None, 1, "no dropout")
-    assert not claims.over(1, 0, "trial") and not claims.over(None, 2, "no dropout")
+    assert claims.over(0, 0, plan) and claims.over(None, 1, plan)
+    assert not claims.over(None, 1, examples.plan(0.2)), "another plan of the same name"
+    assert not claims.over(1, 0, plan) and not claims.over(None, 2, plan)
     store.execute(text("UPDATE droptune_run SET state = 'stale'"))
-    assert not claims.over(0, 0, "trial")
+    assert not claims.over(0, 0, plan)
 
 
 def test_a_worker_that_trained_nothing_leaves_no_row(store, study_id, examples):

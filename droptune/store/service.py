@@ -18,6 +18,7 @@ LEASE = 30.0
 RECENT = 24 * 3600.0
 """For how long a worker that has died is listed, in seconds."""
 _HOUR = 3600.0
+_LONG = timedelta(minutes=10)
 
 _SUBMISSIONS = "SELECT * FROM droptune_submission ORDER BY id"
 _WORKERS = """
@@ -30,14 +31,21 @@ _COUNTS = """
     SELECT s.study_name AS name, lower(CAST(t.state AS VARCHAR)) AS state, count(*) AS n
     FROM trials t JOIN studies s ON s.study_id = t.study_id GROUP BY s.study_name, t.state
 """
-# A trial is counted where its run ended: a run is stored with its start and its length.
-_ENDED = """
+# A trial is counted where its run ended, and a run is stored with its start and its length. Those
+# that may have ended in the last hour, of those that began before it: databases add seconds to
+# times each in their own way, but few runs are so late or so long.
+_RECENT = """
+    SELECT count(*) AS n FROM droptune_run
+    WHERE study_id = :study AND phase = 'search' AND state IN ('complete', 'pruned', 'failed')
+      AND started_at > :hour
+"""
+_BEFORE = """
     SELECT started_at, seconds FROM droptune_run
     WHERE study_id = :study AND phase = 'search' AND state IN ('complete', 'pruned', 'failed')
-      AND started_at > :since
+      AND started_at > :day AND started_at <= :hour AND (started_at > :late OR seconds > :long)
 """
 _SPAN = """
-    SELECT count(*) AS n, min(started_at) AS first, max(started_at) AS last FROM droptune_run
+    SELECT count(*) AS n, min(started_at) AS first FROM droptune_run
     WHERE study_id = :study AND phase = 'search' AND state IN ('complete', 'pruned', 'failed')
 """
 
@@ -102,15 +110,22 @@ class Service:
         """Return the trials an hour, of the last one and since the first trial."""
         if study is None:
             return {"per_hour": 0, "per_hour_ever": None}
-        since = _sql(now - timedelta(days=1))
-        rows = self._reader.rows(_ENDED, study=study["id"], since=since)
-        ages = [(now - _time(r["started_at"])).total_seconds() - (r["seconds"] or 0) for r in rows]
         span = self._reader.rows(_SPAN, study=study["id"])[0]
         ever = None
         if span["n"]:
             busy = max((now - _time(span["first"])).total_seconds(), 1.0)
             ever = span["n"] / busy * _HOUR
-        return {"per_hour": sum(age < _HOUR for age in ages), "per_hour_ever": ever}
+        return {"per_hour": self._ended_since(now, study["id"]), "per_hour_ever": ever}
+
+    def _ended_since(self, now: datetime, study: int) -> int:
+        """Return how many trials ended in the hour before now."""
+        hour = now - timedelta(hours=1)
+        times = {"day": now - timedelta(days=1), "hour": hour, "late": hour - _LONG}
+        shown = {name: _sql(time) for name, time in times.items()}
+        begun = self._reader.rows(_RECENT, study=study, hour=shown["hour"])[0]["n"]
+        before = self._reader.rows(_BEFORE, study=study, long=_LONG.total_seconds(), **shown)
+        ends = (_time(run["started_at"]) + timedelta(seconds=run["seconds"] or 0) for run in before)
+        return begun + sum(end > hour for end in ends)
 
 
 def _worker(row: Row, now: datetime) -> Row:

@@ -63,13 +63,15 @@ def test_trials_of_the_last_hour_are_those_that_ended_in_it(where, tuned):
     (study,) = status(where)["studies"]
     assert study["per_hour"] == 4  # three complete, one failed
     assert study["per_hour_ever"] > 100
-    ago = "strftime('%Y-%m-%d %H:%M:%f000', 'now', '-2 hours')"
-    if "sqlite" not in where:
-        ago = "timezone('UTC', now()) - interval '2 hours'"
-    change(where, f"UPDATE droptune_run SET started_at = {ago}")
-    change(where, "UPDATE droptune_run SET seconds = 5000 WHERE trial_number = 0")
+    begun_and_took = [(120, 5000), (65, 400), (65, 200), (120, 1)]  # minutes ago, seconds
+    for trial, (ago, took) in enumerate(begun_and_took):
+        when = f"strftime('%Y-%m-%d %H:%M:%f000', 'now', '-{ago} minutes')"
+        if "sqlite" not in where:
+            when = f"timezone('UTC', now()) - interval '{ago} minutes'"
+        values = f"started_at = {when}, seconds = {took}"
+        change(where, f"UPDATE droptune_run SET {values} WHERE trial_number = {trial}")
     (study,) = status(where)["studies"]
-    assert study["per_hour"] == 1
+    assert study["per_hour"] == 2
     assert study["per_hour_ever"] == pytest.approx(2, rel=0.01)
 
 

@@ -11,6 +11,7 @@
       + StoreError       the database cannot be used
           + SchemaError      the database is older or newer than this droptune, or not ours
           + TransientError   a server is away or busy for a moment; the same again may work
+              + BusyError        it is there, and lets nobody in for now
 
 Each message is one line: what was given, what is allowed, what to do next. The command
 line prints it after "Error: " and exits with code 1.
@@ -62,6 +63,10 @@ class SchemaError(StoreError):
 
 class TransientError(StoreError):
     """A database server is away or busy for a moment; nothing was stored, or it is not known."""
+
+
+class BusyError(TransientError):
+    """A database server takes no more connections now, or is about to start or to stop."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -28,11 +28,13 @@ _log = logging.getLogger("droptune")
 T = TypeVar("T")
 
 
-def again(work: Callable[[bool], T]) -> T:
-    """Return what `work` returns, tried again while it raises TransientError.
+def again(work: Callable[[bool], T], passing: type[TransientError] = TransientError) -> T:
+    """Return what `work` returns, tried again while it raises what passes by itself.
 
     Args:
         work: is given False at first, then True: an earlier try may have been stored.
+        passing: what is worth another try; of a server that never answered the address is as
+            likely wrong, which is to be told at once.
 
     Raises:
         StoreError: it did not work for `PATIENCE` seconds.
@@ -41,7 +43,7 @@ def again(work: Callable[[bool], T]) -> T:
     for tries in itertools.count(1):
         try:
             return work(tries > 1)
-        except TransientError as error:
+        except passing as error:
             left = give_up - time.monotonic()
             if left <= 0:
                 raise StoreError(

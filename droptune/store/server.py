@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.engine import ExceptionContext
 
-from droptune.errors import TransientError
-from droptune.store.url import explain, is_refused
+from droptune.errors import BusyError, TransientError
+from droptune.store.url import explain, is_busy, is_refused
 
 # libpq's parameters, in seconds, the last in milliseconds: a host that does not answer is given
 # up after ten seconds, a connection of which nothing is heard any more after a minute. Its own
@@ -52,7 +52,8 @@ def prepare_server(engine: Engine, url: str | None = None) -> None:
         error = context.original_exception
         ours = isinstance(error, context.dialect.loaded_dbapi.Error)
         if ours and not context.is_pre_ping and (context.is_disconnect or _may_pass(context)):
-            raise TransientError(str(explain(error, url)))
+            kind = BusyError if is_busy(error) else TransientError
+            raise kind(str(explain(error, url)))
 
     event.listen(engine, "do_connect", _set_limits)
     event.listen(engine, "connect", _limit_locks)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Insert, bindparam, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
-from droptune.errors import StudyError
+from droptune.errors import BusyError, StudyError
 from droptune.retry import again
 from droptune.store import migrate, queries
 from droptune.store.engine import READS, explained, finite, open_engine, storable
@@ -65,7 +65,7 @@ class Store:
         self._local = threading.local()
         self._insert_curve = _upsert_curve(self.engine.dialect.name)
         try:
-            self._check_schema(create)
+            again(lambda _repeated: self._check_schema(create), BusyError)
         except BaseException:
             self.close()
             raise

@@ -56,6 +56,8 @@ _REFUSALS: _Causes = (
         "does not exist on that server; make it (`createdb NAME`), or give another --store",
     ),
 )
+_FULL = ("connection slots", "too many clients", "too many connections")
+_NOT_NOW = "the database system is"  # starting up, shutting down, in recovery
 _SERVER_CAUSES: _Causes = (
     (
         ("read-only transaction",),
@@ -67,7 +69,7 @@ _SERVER_CAUSES: _Causes = (
         "droptune's and Optuna's tables, to make them also CREATE on the schema",
     ),
     (
-        ("connection slots", "too many clients", "too many connections"),
+        _FULL,
         "takes no more connections; end other programs or raise its max_connections",
     ),
     (
@@ -85,7 +87,7 @@ _SERVER_CAUSES: _Causes = (
             "connection is closed",
             "connection is lost",
             "connection timeout",
-            "the database system is",
+            _NOT_NOW,
         ),
         "cannot be reached; check that the server runs and that host and port are right",
     ),
@@ -175,6 +177,11 @@ def explain(error: BaseException, url: str) -> StoreError:
 def is_refused(error: BaseException) -> bool:
     """Say whether a server answered, and will answer the same when it is asked again."""
     return any(_said(said, str(error)) for said, _ in _REFUSALS)
+
+
+def is_busy(error: BaseException) -> bool:
+    """Say whether a server is there, and may let one in when it is asked again."""
+    return _said((*_FULL, _NOT_NOW), str(error))
 
 
 def _said(parts: tuple[str, ...], words: str) -> bool:

@@ -124,6 +124,29 @@ def test_a_server_that_restarts_is_waited_for(store, run_id, postgres, caplog):
     assert "trying again for up to 60 s" in caplog.text
 
 
+def test_a_server_that_is_full_is_waited_for_at_the_opening_too(postgres, monkeypatch):
+    monkeypatch.setattr(retry, "PATIENCE", 20.0)
+    name = "carol"
+    postgres.protect(name, "secret")  # those who own the server are never refused
+    postgres.database(name=name)
+    postgres.execute(f"ALTER DATABASE {name} OWNER TO {name}")
+    url = postgres.url(name, name, "secret")
+    with Store(url) as first:
+        first.engine.dispose()
+        connection = first.engine.connect()
+        postgres.execute(f"ALTER ROLE {name} CONNECTION LIMIT 1")
+        threading.Timer(0.5, connection.close).start()
+        with Store(url) as second:
+            assert not second.queries().studies()
+
+
+def test_a_server_that_is_not_there_is_not_waited_for_at_the_opening():
+    started = time.monotonic()
+    with pytest.raises(StoreError, match="cannot be reached"):
+        Store("postgresql://ann@localhost:1/mine")
+    assert time.monotonic() - started < 30
+
+
 def test_a_server_that_stays_away_is_given_up_in_one_line(store, run_id, postgres, monkeypatch):
     monkeypatch.setattr(retry, "PATIENCE", 0.3)
     store.record([(run_id, 1, 0.5, {})])

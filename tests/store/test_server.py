@@ -132,10 +132,8 @@ def test_a_server_that_is_full_is_waited_for_at_the_opening_too(postgres, monkey
     postgres.execute(f"ALTER DATABASE {name} OWNER TO {name}")
     url = postgres.url(name, name, "secret")
     with Store(url) as first:
-        first.engine.dispose()
-        connection = first.engine.connect()
         postgres.execute(f"ALTER ROLE {name} CONNECTION LIMIT 1")
-        threading.Timer(0.5, connection.close).start()
+        threading.Timer(0.5, first.close).start()  # which keeps one that nobody uses
         with Store(url) as second:
             assert not second.queries().studies()
 

@@ -15,6 +15,9 @@ from droptune.plan import Plan
 from droptune.space import AS_GIVEN, CONTROL
 from droptune.verdict import HURTS, UNDECIDED, Verdict, ruled_difference
 
+SO_FAR = "so_far"
+"""In the details of a verdict: the confirmation goes on, and the next verdict is in its place."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -51,6 +54,11 @@ class Result:
     others: Mapping[str, "Result"] = field(default_factory=dict)
     finished_before: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def so_far(self) -> "Result":
+        """Return the answer as it is known before the end: the test split is read then."""
+        details = self.verdict.details | {SO_FAR: True}
+        return replace(self, verdict=replace(self.verdict, details=details), test=None)
 
     def to_json(self) -> dict[str, Any]:
         """Return the answer as JSON values, as `droptune best --json` prints it."""

@@ -7,11 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from droptune import settings
-from droptune.answer import Result, confirmed, unconfirmed
+from droptune.answer import SO_FAR, Result, confirmed, unconfirmed
 from droptune.checkpoints import Checkpoints
 from droptune.confirmation import Confirmation, make_arms, merged
 from droptune.definition import all_kinds, check_same, environment
-from droptune.design import Outcome
+from droptune.design import Block, Outcome
 from droptune.dispatch import Desk
 from droptune.hang import Watchdog
 from droptune.keeping import Keeping
@@ -70,6 +70,8 @@ class Optimization:
         self.device = pick_device(study.device)
         #: The trainer to use; None: not known before it is measured.
         self.kind = {"serial": SerialTrainer, "fused": FusedTrainer}.get(str(study.trainer))
+        #: Number of the block whose predecessors' verdict is stored.
+        self._next_block: int | None = None
         if study.trained_here:
             check_metrics(self.task)
 
@@ -214,15 +216,14 @@ class Optimization:
             self.search.sync()
             found = [self._confirmation(index) for index in range(len(study.objectives))]
         trained = loop.confirm(
-            lambda ahead: merged(confirmation.wanted(ahead) for confirmation in found),
+            partial(self._wanted, found),
             lambda number: block_seed(study.seed, number),
         )
         finished_before = self.search.finished == before and not trained
         outcomes = [confirmation.outcome() for confirmation in found]
-        answers = [self._answer(index, outcome) for index, outcome in enumerate(outcomes)]
+        answers = self._answers(outcomes)
         with desk.alone():
-            for answer, direction in zip(answers, study.directions, strict=True):
-                self._save(answer, direction)
+            self._save(answers)
             fits = self.store.control_fit(self.study_id)
             if not self.search.counts().running:
                 loop.keeping.clear(f"{self.study_id}-")
@@ -315,6 +316,25 @@ class Optimization:
             self.shown.message(change)
         return found
 
+    def _wanted(self, found: Sequence[Confirmation], ahead: int) -> list[Block]:
+        """Return the blocks to train next, see `Confirmation.wanted`.
+
+        What those before them say is stored, so that it is known while the next ones train, and
+        if nobody ever trains them; without the test split, which is for the end.
+        """
+        blocks = merged(confirmation.wanted(ahead) for confirmation in found)
+        if blocks and blocks[0].number != self._next_block:
+            self._next_block = blocks[0].number
+            outcomes = [confirmation.outcome() for confirmation in found]
+            current = [None if one is None else one.design for one in outcomes]
+            if current == [confirmation.design for confirmation in found]:
+                self._save([answer.so_far() for answer in self._answers(outcomes)])
+        return blocks
+
+    def _answers(self, outcomes: Sequence[Outcome | None]) -> list[Result]:
+        """Return the answer on each objective."""
+        return [self._answer(index, outcome) for index, outcome in enumerate(outcomes)]
+
     def _answer(self, index: int, outcome: Outcome | None) -> Result:
         """Return what the stored runs say; blocks beyond those asked for count too."""
         study, objective = self.study, self.study.objectives[index]
@@ -324,12 +344,14 @@ class Optimization:
         others = [name for name in study.objectives if name != objective]
         return confirmed(study.name, outcome, _unit(study, objective), _caveat(study), others)
 
-    def _save(self, answer: Result, direction: str) -> None:
-        """Store the verdict unless it is stored; a death may have come in before."""
-        row = answer.to_row(direction)
-        stored = self.store.verdict(self.study_id, answer.objective) or {}
-        if any(stored.get(key, "missing") != value for key, value in row.items()):
-            self.store.save_verdict(self.study_id, row)
+    def _save(self, answers: Sequence[Result]) -> None:
+        """Store the verdicts that are not stored; a death may have come in before."""
+        for answer, direction in zip(answers, self.study.directions, strict=True):
+            row = answer.to_row(direction)
+            stored = self.store.verdict(self.study_id, answer.objective) or {}
+            if any(stored.get(key, "missing") != value for key, value in row.items()):
+                goes_on = (stored.get("details") or {}).get(SO_FAR)
+                self.store.save_verdict(self.study_id, row, stored["id"] if goes_on else None)
 
     def _why_unconfirmed(self) -> str:
         if self.study.confirm_blocks and len(self.search.ranked(2)) == 1:

@@ -9,7 +9,7 @@ from torch import nn
 import droptune
 from droptune.errors import StudyError
 from droptune.plan import Entry, Plan
-from droptune.store import Queries
+from droptune.store import Queries, Store
 from droptune.trainers import FusedTrainer, SerialTrainer
 from tests.small import Notes, cancer, fresh, mlp, plain, rows, runs, sizes, study, trials
 
@@ -229,15 +229,21 @@ def test_a_verdict_that_a_death_kept_from_being_stored_is_stored_by_the_next_cal
     one = study(url, trials=2, margin=1e-9, level=0.99999)  # never settled
     first = one.optimize(progress=Notes())
 
-    def die(*args):
-        raise KeyboardInterrupt
+    save = Store.save_verdict
+
+    def die(store, study_id, row, *place):
+        if not row["details"].get("so_far"):
+            raise KeyboardInterrupt
+        save(store, study_id, row, *place)
 
     with monkeypatch.context() as patched:
         patched.setattr("droptune.store.Store.save_verdict", die)
         with pytest.raises(KeyboardInterrupt):
             one.using(confirm_blocks=4).optimize(progress=Notes())
+    with Queries(url) as queries:
+        so_far = queries.best("mine")["difference"]["blocks"]
     again = one.using(confirm_blocks=4).optimize(progress=Notes())
-    assert again.finished_before
+    assert again.finished_before and first.difference.n <= so_far < again.difference.n
     with Queries(url) as queries:
         assert queries.best("mine")["difference"]["blocks"] > first.difference.n
         assert queries.best("mine") == again.to_json()

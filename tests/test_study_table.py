@@ -1,6 +1,7 @@
 """The whole loop over a table: search, store, confirmation and verdict without training."""
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -45,6 +46,26 @@ def test_the_grid_is_exactly_the_cells_and_the_best_of_them_is_found(url):
     assert result.test["test_loss"]["control"] == 2.0
     assert len({seed for _, seed in asked}) == 1 + 3, "clear after 3 of 4 blocks, a seed each"
     assert rows(url, "SELECT DISTINCT trainer, device FROM droptune_run") == [("table", "cpu")]
+    with Queries(url) as queries:
+        assert queries.best("table") == result.to_json()
+
+
+def test_what_is_confirmed_so_far_is_known_while_the_next_block_trains(url):
+    known, noise = [], noisy()
+
+    def outcome(plan, seed, epoch):
+        with Queries(url) as queries:
+            verdict = queries.verdict("table") or {"verdict": None, "blocks": None}
+        assert not verdict.get("test"), "the test split is for the end"
+        known.append((verdict["verdict"], verdict["blocks"]))
+        return noise(plan, seed, epoch) | {"test_loss": 2.0}
+
+    result = table_study(url, outcome, finalists=1, confirm_blocks=5).optimize(progress=Notes())
+    assert result.difference.n == 5
+    so_far = [(None, None), *(("undecided", blocks) for blocks in (1, 2, 3, 4))]
+    assert list(dict.fromkeys(known)) == so_far
+    assert Counter(known[-10:]) == dict.fromkeys(so_far, 2), "two runs a block"
+    assert rows(url, "SELECT blocks FROM droptune_verdict") == [(5,)], "one row in the end"
     with Queries(url) as queries:
         assert queries.best("table") == result.to_json()
 

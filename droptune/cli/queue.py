@@ -41,13 +41,13 @@ def _next(target: str, name: str, url: str, done: str) -> str:
     """Return what was queued, and what to type next."""
     from droptune.report.text import visible
     from droptune.store import hide
+    from droptune.workers.allowed import module_of
 
     where = ""
     if url != (os.environ.get("DROPTUNE_STORE") or STORE):
         where = f" --store {shlex.quote(hide(url))}"
-    module = target.partition(":")[0]
-    is_file = not all(part.isidentifier() for part in module.split(".")) or module.endswith(".py")
-    allow = "--allow-files" if is_file else f"--allow {module.partition('.')[0]}"
+    module = module_of(target)
+    allow = "--allow-files" if module is None else f"--allow {module.partition('.')[0]}"
     lines = [f"study {name!r} is {done}", "next:"]
     lines += [f"  droptune worker{where} {allow}", f"  droptune status{where}"]
     return "\n".join(map(visible, lines))

@@ -206,7 +206,7 @@ def best(row: Row, text: str | None = None) -> RenderableType:
     if row["best"]:
         parts += [text_cell(""), _compared(row)]
     if row["test"]:
-        parts += [text_cell(""), _on_test(row["test"])]
+        parts += [text_cell(""), _on_test(row["test"], _control(row))]
     return Group(*parts)
 
 
@@ -323,7 +323,12 @@ def _is_number(value: Any) -> bool:
 def _compares(row: Row) -> str:
     """Return what the difference is a difference of."""
     arms = {"helps": "best", "hurts": "as given"}
-    return f" ({arms.get(row['verdict'], 'chosen finalist')} minus no dropout)"
+    return f" ({arms.get(row['verdict'], 'chosen finalist')} minus {_control(row)})"
+
+
+def _control(row: Row) -> str:
+    """Return what was compared with: no dropout, in the study's own training or as tuned."""
+    return (row["control"] or {}).get("arm") or "no dropout"
 
 
 def _verdict_line(row: Row) -> str:
@@ -334,9 +339,9 @@ def _verdict_line(row: Row) -> str:
 
 def _compared(row: Row) -> RenderableType:
     """Return the figures of the plan and of no dropout, one below the other."""
-    rows = {"best": row["best"], "no dropout": row["control"]}
-    if row["control"] in (None, row["best"]):
-        del rows["no dropout"]
+    rows = {"best": row["best"]}
+    if row["control"] not in (None, row["best"]):
+        rows[_control(row)] = row["control"]
     others = list(row["best"].get("others") or ())
     rows = {key: {**values, **(values.get("others") or {})} for key, values in rows.items()}
     names = {"value": f">{row['objective']}", "trial": ">trial", "search_value": ">in search"}
@@ -348,9 +353,9 @@ def _compared(row: Row) -> RenderableType:
     return table
 
 
-def _on_test(test: Row) -> RenderableType:
-    """Return the means on the test split, one row a metric."""
-    table = table_of("test split", ">best", ">no dropout", "difference")
+def _on_test(test: Row, control: str) -> RenderableType:
+    """Return the means on the test split, of the best plan and the control, one row a metric."""
+    table = table_of("test split", ">best", f">{control}", "difference")
     for metric, means in test.items():
         difference = means.get("difference")
         table.add_row(

@@ -338,10 +338,15 @@ class Store:
         """Return the designs of a study's confirmations, the first one first."""
         return self._read(queries.designs, study_id)
 
-    def save_verdict(self, study_id: int, verdict: Mapping[str, Any]) -> None:
-        """Store a verdict; keys are the columns of `droptune_verdict`."""
+    def save_verdict(
+        self, study_id: int, verdict: Mapping[str, Any], instead_of: int | None = None
+    ) -> None:
+        """Store a verdict (its keys are columns of `droptune_verdict`), or write over one."""
         numbers = {key: finite(verdict[key]) for key in FLOATS if key in verdict}
         values = {**verdict, **numbers, "study_id": study_id, "created_at": now()}
+        if instead_of is not None:
+            self.execute(update(VerdictRow).where(VerdictRow.id == instead_of).values(values))
+            return
         self._insert_once(VerdictRow, values, "study_id", "objective", "created_at")
 
     def verdict(self, study_id: int, objective: str) -> dict[str, Any] | None:

@@ -15,6 +15,16 @@ class NotAllowed(DroptuneError):
     """A worker may not run a submitted study; another worker may."""
 
 
+def module_of(target: Any) -> str | None:
+    """Return the module that a target names; None: it names a file, or nothing importable."""
+    if not isinstance(target, str):
+        return None
+    module, colon, name = target.partition(":")
+    parts = module.split(".")
+    dotted = all(part.isidentifier() for part in parts) and parts[-1].lower() != "py"
+    return module if dotted and (name.isidentifier() or not colon) else None
+
+
 def check_target(target: str, allow: Sequence[str], files: bool = False) -> None:
     """Check that a worker may import a target.
 
@@ -26,17 +36,15 @@ def check_target(target: str, allow: Sequence[str], files: bool = False) -> None
     Raises:
         NotAllowed: it may not; the message says what to add.
     """
-    module, colon, name = str(target).partition(":")
-    parts = module.split(".")
-    dotted = all(part.isidentifier() for part in parts) and parts[-1].lower() != "py"
-    dotted = dotted and isinstance(target, str)
-    if not dotted or (colon and not name.isidentifier()):
+    module = module_of(target)
+    if module is None:
         if files:
             return
         raise NotAllowed(
             f"target {target!r} is no package.module[:name]; this worker imports modules alone, "
             "files only with --allow-files"
         )
+    parts = module.split(".")
     if not any(parts[: len(own)] == own for own in (prefix.split(".") for prefix in allow)):
         raise NotAllowed(
             f"target {target!r} is not in what this worker may import ({', '.join(allow) or 'none'}"

@@ -104,6 +104,14 @@ def test_what_the_search_saw_stands_below_the_difference():
     assert "in the search" not in shown(tables.best(BEST)).split("site")[0]
 
 
+def test_the_control_is_named_as_it_was_trained():
+    tuned = {**BEST, "control": {**BEST["control"], "arm": "no dropout, tuned"}}
+    text = shown(tables.best(tuned))
+    assert "(best minus no dropout, tuned)" in text
+    assert row_of(text, "no dropout, tuned") and "no dropout, tuned" in row_of(text, "test split")
+    assert "tuned" not in shown(tables.best(BEST))
+
+
 def test_what_hurts_is_the_model_as_given():
     assert "(as given minus no dropout)" in shown(tables.best({**BEST, "verdict": "hurts"}))
 

@@ -13,10 +13,8 @@ from droptune.design import Outcome, final, mean_of
 from droptune.pairs import Difference
 from droptune.plan import Plan
 from droptune.space import AS_GIVEN, CONTROL
+from droptune.store import SO_FAR
 from droptune.verdict import HURTS, UNDECIDED, Verdict, ruled_difference
-
-SO_FAR = "so_far"
-"""In the details of a verdict: the confirmation goes on, and the next verdict is in its place."""
 
 
 @dataclass(frozen=True)

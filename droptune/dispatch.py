@@ -12,11 +12,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from droptune.design import Block
-from droptune.members import NO_ROOM, End, Member, Members, Taken
+from droptune.members import NO_ROOM, End, Member, Members
 from droptune.plan import Plan
 from droptune.retry import again
 from droptune.search import Asked, Search
-from droptune.store import Claims, Store, Workers
+from droptune.store import Claims, Store, Taken, Workers
 from droptune.store.claims import ended
 from droptune.watch import Clockwork
 

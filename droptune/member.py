@@ -48,10 +48,6 @@ class End:
     reliability: list[list[float]] | None = None
 
 
-class Taken(Exception):
-    """Another worker has trained a trial or an arm to its end, before it could be claimed."""
-
-
 def key_of(asked: Asked | None, block: int, arm: str) -> str:
     """Return what a member is called in a checkpoint."""
     return f"block {block} {arm}" if asked is None else f"trial {asked.number}"

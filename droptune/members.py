@@ -7,7 +7,7 @@ from typing import Any
 from droptune import gap
 from droptune.errors import StudyError
 from droptune.keeping import Keeping
-from droptune.member import End, Member, Taken, key_of, too_long
+from droptune.member import End, Member, key_of, too_long
 from droptune.plan import Plan
 from droptune.room import NO_ROOM, check_room, no_room_at_all
 from droptune.search import Asked
@@ -131,7 +131,7 @@ class Members:
             before: the run that it goes on from, which has a checkpoint; None: it begins.
 
         Raises:
-            Taken: it has come to its end meanwhile.
+            Taken: another worker trains it, or has trained it, meanwhile.
         """
         slot, clock = self._free_slot(), self._trainer.clock
         if before is not None:
@@ -345,13 +345,8 @@ class Members:
         return len(self._claims.curve(run, epochs)) == epochs
 
     def _start_run(self, slot: int, plan: Plan, arm: str, asked: Asked | None, clock: int) -> int:
-        number = asked.number if asked else None
-
-        def claim() -> int:
-            if self._claims.over(number, self._block, plan.to_json()):
-                raise Taken
-            return self._store.start_run(
-                self._study_id,
+        with self._clockwork("store"):
+            return self._claims.start(
                 phase=self._phase,
                 arm=arm,
                 plan=plan.to_json(),
@@ -361,11 +356,8 @@ class Members:
                 slot=slot,
                 trainer=self._trainer.name,
                 device=str(self._trainer.device),
-                trial_number=number,
+                trial_number=asked.number if asked else None,
             )
-
-        with self._clockwork("store"):
-            return self._store.write(claim)
 
     def _end_run(self, member: Member, state: str, **found: Any) -> None:
         self._store.end_run(

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from droptune import settings
-from droptune.answer import SO_FAR, Result, confirmed, unconfirmed
+from droptune.answer import Result, confirmed, unconfirmed
 from droptune.checkpoints import Checkpoints
 from droptune.confirmation import Confirmation, make_arms, merged
 from droptune.definition import all_kinds, check_same, environment
@@ -23,7 +23,7 @@ from droptune.progress import Progress
 from droptune.retry import again
 from droptune.search import PAIRED, Search
 from droptune.space import AS_GIVEN, CONTROL
-from droptune.store import Store, default_folder, driver_url, prepare_engine
+from droptune.store import Store, Verdicts, default_folder, driver_url, prepare_engine
 from droptune.trainers import (
     FunctionTrainer,
     FusedTrainer,
@@ -346,12 +346,9 @@ class Optimization:
 
     def _save(self, answers: Sequence[Result]) -> None:
         """Store the verdicts that are not stored; a death may have come in before."""
+        verdicts = Verdicts(self.store, self.study_id)
         for answer, direction in zip(answers, self.study.directions, strict=True):
-            row = answer.to_row(direction)
-            stored = self.store.verdict(self.study_id, answer.objective) or {}
-            if any(stored.get(key, "missing") != value for key, value in row.items()):
-                goes_on = (stored.get("details") or {}).get(SO_FAR)
-                self.store.save_verdict(self.study_id, row, stored["id"] if goes_on else None)
+            verdicts.save(answer.to_row(direction))
 
     def _why_unconfirmed(self) -> str:
         if self.study.confirm_blocks and len(self.search.ranked(2)) == 1:

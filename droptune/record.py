@@ -20,7 +20,7 @@ from droptune.samplers import kept, quiet
 
 
 class Overtaken(Exception):
-    """Another worker was first to store a trial of a number."""
+    """Another process was first to store a trial of a number, or to start one."""
 
 
 class Record:
@@ -72,12 +72,11 @@ class Record:
         """Store a new trial with all it has, in one transaction.
 
         Args:
-            number: that the trial must get; another one shows that someone else writes.
+            number: that the trial must get.
             template: state, parameters and attributes of the trial.
 
         Raises:
-            Overtaken: while a server was away, another worker has stored a trial of the number.
-            StudyError: another process works on the study.
+            Overtaken: another process came in between; nothing is stored.
             StoreError: the trial cannot be stored.
         """
 
@@ -85,10 +84,9 @@ class Record:
             known = self._created(number, template) if repeated else None
             if known is not None:
                 return known
-            trial_id, given = rows.insert(self._rdb, self._study_id, template)
-            if given != number:
-                self._rdb.set_trial_state_values(trial_id, TrialState.FAIL)
-                raise self._other_process()
+            trial_id = rows.insert(self._rdb, self._study_id, template, number)
+            if trial_id is None:
+                raise Overtaken
             return trial_id
 
         with self._storing("store a trial of study"):
@@ -103,6 +101,9 @@ class Record:
             number: of the trial.
             missing: parameters that it had no value for while it waited: those of a trial
                 that was put in line with Optuna's own tools.
+
+        Raises:
+            Overtaken: another process has started it.
         """
         trial_id = self._ids[number]
 
@@ -113,10 +114,13 @@ class Record:
                 internal = distribution.to_internal_repr(value)
                 self._rdb.set_trial_param(trial_id, name, internal, distribution)
             if not self._rdb.set_trial_state_values(trial_id, TrialState.RUNNING):
-                raise self._other_process()
+                raise Overtaken
 
         with self._storing("start a trial of study"):
-            again(work)
+            try:
+                again(work)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                raise Overtaken from None
         self._unfinished[trial_id] = TrialState.RUNNING
 
     def report(self, number: int, epoch: int, value: float) -> None:

@@ -21,20 +21,22 @@ _LAST = _LAST.order_by(_TRIALS.c.trial_id.desc()).limit(1)
 _LOOK = _TRIALS.select().with_only_columns(_TRIALS.c.trial_id, _TRIALS.c.state)
 
 
-def insert(storage: RDBStorage, study_id: int, template: FrozenTrial) -> tuple[int, int]:
+def insert(storage: RDBStorage, study_id: int, template: FrozenTrial, number: int) -> int | None:
     """Store a new trial with its parameters and attributes, in one transaction.
 
     Args:
         storage: of the study.
         study_id: in the storage.
         template: a trial that has not ended.
+        number: that it must get; nothing is stored if another process has come in before.
 
     Returns:
-        Its id and its number.
+        Its id; None: the next number is another one.
     """
     begun = template.datetime_start
     values = {
         "study_id": study_id,
+        "number": number,
         "state": template.state,
         "datetime_start": begun and begun.astimezone(UTC).replace(tzinfo=None),
     }
@@ -42,12 +44,13 @@ def insert(storage: RDBStorage, study_id: int, template: FrozenTrial) -> tuple[i
         # The same lock as Optuna's own, for programs that know no other.
         session.execute(_STUDIES.select().where(_STUDIES.c.study_id == study_id).with_for_update())
         last = session.execute(_LAST.where(_TRIALS.c.study_id == study_id)).scalar()
-        values["number"] = 0 if last is None else last + 1
+        if number != (0 if last is None else last + 1):
+            return None
         trial_id = session.execute(_TRIALS.insert(), values).inserted_primary_key[0]
         for table, rows in _parts(template).items():
             if rows:
                 session.execute(table.insert(), [{"trial_id": trial_id} | row for row in rows])
-    return trial_id, values["number"]
+    return trial_id
 
 
 def _parts(template: FrozenTrial) -> dict:

@@ -11,7 +11,8 @@ that keeps to no such order, such as one of Optuna's own.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -202,15 +203,24 @@ class Search(Trials):
         return number
 
     def _create(self, number: int, template: FrozenTrial) -> None:
-        """Store a new trial; where another worker was first, begin again with what is stored."""
-        try:
+        """Store a new trial."""
+        with self._first():
             self._record.create(number, template)
+
+    @contextmanager
+    def _first(self) -> Iterator[None]:
+        """Begin again with what is stored, where another process was first."""
+        try:
+            yield
         except Overtaken:
+            trials = self._record.read()
             with quiet():
-                self._copy = self._new_copy(self._record.read())
+                self._copy = self._new_copy(trials)
             self._plans.clear()
+            self._mine -= {trial.number for trial in trials if trial.state.is_finished()}
+            self._learn_curves()
             raise TransientError(
-                f"another worker of study {self._name!r} came in while the server was away"
+                f"another process came in on study {self._name!r}; run this again"
             ) from None
 
     def orphans(self, live: Collection[int] = ()) -> list[int]:
@@ -248,8 +258,7 @@ class Search(Trials):
             live: numbers of the trials that other workers train.
 
         Raises:
-            StudyError: another process works on the study.
-            TransientError: another worker came in while the server was away; ask again.
+            TransientError: another process came in between; ask again.
             StoreError: the trial cannot be stored; open a new Search to go on.
         """
         if left := self.orphans(live):
@@ -273,7 +282,8 @@ class Search(Trials):
                 for name, distribution in frozen.distributions.items()
                 if name not in given
             }
-            self._record.start(trial.number, missing)
+            with self._first():
+                self._record.start(trial.number, missing)
         else:
             self._create(trial.number, self._copy.template(frozen))
         self._mine.add(trial.number)

@@ -11,6 +11,7 @@
     lock.py     what a study's workers do one after the other
     workers.py  `Workers`: who works, who is dead, and what they left
     claims.py   `Claims`: who trains what
+    verdicts.py `Verdicts`: what came out
     reader.py   a read-only connection; of SQLite without SQLAlchemy, for a fast start
     queries.py  `Queries`, the read models of the listings
     drawn.py    `Drawn`, which also reads what a report draws
@@ -26,7 +27,10 @@ from importlib import import_module
 _HOMES = {
     "Claims": "claims",
     "Queries": "queries",
+    "SO_FAR": "verdicts",
     "Store": "store",
+    "Taken": "claims",
+    "Verdicts": "verdicts",
     "Workers": "workers",
     "default_folder": "folder",
     "driver_url": "url",
@@ -36,9 +40,12 @@ _HOMES = {
     "sqlite_path": "url",
 }
 __all__ = [
+    "SO_FAR",
     "Claims",
     "Queries",
     "Store",
+    "Taken",
+    "Verdicts",
     "Workers",
     "default_folder",
     "driver_url",

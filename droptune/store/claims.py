@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import bindparam, func, select, update
+from sqlalchemy.exc import IntegrityError
 
 from droptune.store.engine import finite
 from droptune.store.schema import CurveRow, RunRow
@@ -23,6 +24,10 @@ _PROGRESS = (
 )
 
 
+class Taken(Exception):
+    """Another worker trains a trial or an arm, or has trained it to its end."""
+
+
 class Claims:
     """The claims on the trials and arms of one study: its runs in state `running`.
 
@@ -32,7 +37,8 @@ class Claims:
     """
 
     def __init__(self, store: Store, study_id: int) -> None:
-        self._store, self._theirs = store, RunRow.study_id == study_id
+        self._store, self._study_id = store, study_id
+        self._theirs = RunRow.study_id == study_id
 
     def trials(self) -> set[int]:
         """Return the numbers of the trials that somebody trains."""
@@ -125,12 +131,36 @@ class Claims:
             (row["epoch"], row["metrics"]) for row in self._store.rows(query.order_by(of.epoch))
         ]
 
-    def over(self, trial_number: int | None, block: int, plan: Mapping[str, Any]) -> bool:
+    def start(
+        self, *, block: int, plan: Mapping[str, Any], trial_number: int | None, **about: Any
+    ) -> int:
+        """Store that a run starts; arguments and answer as of `Store.start_run`.
+
+        The lock of the study is lost with its connection, so it is not relied on: that one run
+        of the same thing runs at a time, the database sees to.
+
+        Raises:
+            Taken: another worker trains the trial, or the arm of the block, or has trained it.
+        """
+
+        def work() -> int:
+            if self._over(trial_number, block, plan):
+                raise Taken
+            one = {"block": block, "plan": plan, "trial_number": trial_number}
+            try:
+                return self._store.start_run(self._study_id, **one, **about)
+            except IntegrityError as error:
+                if "unique" not in str(error.orig).lower():
+                    raise
+                raise Taken from None
+
+        return self._store.write(work)
+
+    def _over(self, trial_number: int | None, block: int, plan: Mapping[str, Any]) -> bool:
         """Tell whether a trial, or where that is None a plan in a block, has come to its end.
 
-        Only to be called in the transaction that claims it: where the lock of the study was lost
-        with its connection, another worker may have trained it meanwhile. Of several objectives
-        a plan may have another name later in the same block, so the name does not count.
+        Of several objectives a plan may have another name later in the same block, so the name
+        does not count.
         """
         of = (RunRow.phase == "search", RunRow.trial_number == trial_number)
         if trial_number is None:

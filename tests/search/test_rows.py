@@ -60,11 +60,12 @@ def test_a_trial_is_stored_as_optuna_stores_it(url, state, monkeypatch):
     with storage(url) as opened:
         study = optuna.create_study(storage=opened, study_name="s")._study_id
         other = optuna.create_study(storage=opened, study_name="other")._study_id
-        rows.insert(opened, other, template())
+        rows.insert(opened, other, template(), 0)
         theirs = opened.get_trial(opened.create_new_trial(study, given := template(state)))
-        trial_id, number = rows.insert(opened, study, given)
-        ours = opened.get_trial(trial_id)
-        assert (theirs.number, number, ours.number) == (0, 1, 1)
+        assert rows.insert(opened, study, given, 0) is rows.insert(opened, study, given, 2) is None
+        ours = opened.get_trial(rows.insert(opened, study, given, 1))
+        assert (theirs.number, ours.number) == (0, 1)
+        assert len(opened.get_all_trials(study)) == 2
         assert ours.datetime_start == given.datetime_start
         for name in ("state", "params", "distributions", "user_attrs", "system_attrs", "values"):
             assert getattr(ours, name) == getattr(theirs, name) == getattr(given, name), name
@@ -78,12 +79,12 @@ def test_what_moved_is_what_is_new_or_in_another_state(url):
     with storage(url) as opened:
         study = optuna.create_study(storage=opened, study_name="s")._study_id
         other = optuna.create_study(storage=opened, study_name="other")._study_id
-        ids = [rows.insert(opened, study, template())[0] for _ in range(3)]
-        rows.insert(opened, other, template())
+        ids = [rows.insert(opened, study, template(), number) for number in range(3)]
+        rows.insert(opened, other, template(), 0)
         known = dict.fromkeys(ids, TrialState.RUNNING)
         assert rows.moved(opened, study, ids[-1], known) == []
         opened.set_trial_state_values(ids[1], TrialState.COMPLETE, [0.5])
-        new = rows.insert(opened, study, template(TrialState.WAITING))[0]
+        new = rows.insert(opened, study, template(TrialState.WAITING), 3)
         found = rows.moved(opened, study, ids[-1], known)
         states = [(1, TrialState.COMPLETE, [0.5]), (3, TrialState.WAITING, None)]
         assert [(one.number, one.state, one.values) for one in found] == states
@@ -112,11 +113,11 @@ def test_an_ask_takes_as_many_statements_with_many_parameters_as_with_few(url):
         count = []
         event.listen(opened.engine, "before_cursor_execute", lambda *_: count.append(1))
         taken = []
-        for space in (SPACE, SPACE | many):
+        for number, space in enumerate((SPACE, SPACE | many)):
             params = template().params | dict.fromkeys(set(space) - set(SPACE), 0.5)
             given = create_trial(state=TrialState.RUNNING, params=params, distributions=space)
             count.clear()
-            rows.insert(opened, study, given)
+            rows.insert(opened, study, given, number)
             taken.append(len(count))
         assert taken[0] == taken[1] <= 5
 

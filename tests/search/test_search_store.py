@@ -12,7 +12,8 @@ import optuna
 import optuna_dashboard
 import pytest
 
-from droptune.errors import StoreError, StudyError
+from droptune.errors import StoreError, StudyError, TransientError
+from droptune.plan import Entry, Plan
 from droptune.search import SAMPLERS
 from tests.search.tiny import TinySpace, run, storage, stored
 
@@ -66,12 +67,30 @@ def test_optunas_dashboard_reads_the_store(search, url):
         assert [trial["values"] for trial in trials] == [[t.value] for t in stored(url)]
 
 
-def test_two_processes_on_one_study_are_noticed_and_lose_nothing(search, url):
+def test_a_process_that_came_in_between_is_noticed_before_anything_is_stored(search, url):
+    """As where the lock of a study was lost with its connection, or Optuna's own tools write."""
     one, two = search(), search()
     one.tell(one.ask().number, 1.0)
-    with pytest.raises(StudyError, match="another process works on study 's'"):
+    with pytest.raises(TransientError, match="another process came in on study 's'"):
         two.ask()
-    assert stored(url)[0].value == 1.0
+    assert [trial.value for trial in stored(url)] == [1.0]
+    assert two.ask().number == 1, "it begins again with what is stored"
+    assert two.best()[2] == 1.0
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_trial_in_line_is_started_by_one_process(search, url, ended):
+    one = search()
+    for name, rate in (("first", 0.1), ("second", 0.2)):
+        one.enqueue(name, Plan({"0": Entry("standard", rate)}))
+    two = search()
+    asked = one.ask()
+    if ended:
+        one.tell(asked.number, 1.0)
+    with pytest.raises(TransientError, match="another process came in"):
+        two.ask()
+    assert two.ask({asked.number}).name == "second"
+    assert [trial.state.name for trial in stored(url)][1:] == ["RUNNING"]
 
 
 def test_a_trial_told_by_another_process_is_not_overwritten(search, url):

@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import insert, text
 
-from droptune.store import Claims, Store, Workers
+from droptune.errors import StoreError
+from droptune.store import Claims, Store, Taken, Workers
+from droptune.store.schema import RunRow, now
 from droptune.store.workers import LEASE
 
 AGO = {
@@ -163,20 +166,62 @@ def test_alive_are_those_that_would_not_be_reaped(store):
     assert workers.alive([]) == set()
 
 
-def test_what_has_come_to_its_end_is_over(store, study_id, examples):
-    claims, worker = Claims(store, study_id), Workers(store).register("cpu", os.getpid())
-    plan = examples.plan(0.1)
-    run = start(store, study_id, examples, worker, trial_number=0)
-    arm = {"phase": "confirm", "arm": "no dropout", "block": 1}
-    other = start(store, study_id, examples, worker, **arm)
-    assert not claims.over(0, 0, plan) and not claims.over(None, 1, plan)
-    store.end_run(run, "pruned", seconds=1, epochs=1)
-    store.end_run(other, "failed", seconds=1, epochs=1)
-    assert claims.over(0, 0, plan) and claims.over(None, 1, plan)
-    assert not claims.over(None, 1, examples.plan(0.2)), "another plan of the same name"
-    assert not claims.over(1, 0, plan) and not claims.over(None, 2, plan)
+def claim(store, study_id, examples, **changes):
+    """Start a run as a worker that knows nothing of others."""
+    about = {"plan": examples.plan(0.1), "trial_number": None} | examples.run | changes
+    return Claims(store, study_id).start(**about)
+
+
+ARM = {"phase": "confirm", "arm": "no dropout", "block": 1}
+
+
+@pytest.mark.parametrize("what", [{"trial_number": 0}, ARM], ids=["trial", "arm"])
+def test_what_somebody_trains_or_has_trained_is_taken(store, study_id, examples, what):
+    run = claim(store, study_id, examples, **what)
+    with pytest.raises(Taken):
+        claim(store, study_id, examples, **what)
+    for state in ("complete", "pruned", "failed"):
+        store.end_run(run, state, seconds=1, epochs=1)
+        with pytest.raises(Taken):
+            claim(store, study_id, examples, **what)
+    assert len(states(store)) == 1, "nothing was stored"
     store.execute(text("UPDATE droptune_run SET state = 'stale'"))
-    assert not claims.over(0, 0, plan)
+    assert claim(store, study_id, examples, **what) != run
+
+
+def test_an_arm_that_has_ended_is_known_by_its_plan(store, study_id, examples):
+    store.end_run(claim(store, study_id, examples, **ARM), "complete", seconds=1, epochs=1)
+    with pytest.raises(Taken):
+        claim(store, study_id, examples, **ARM | {"arm": "no dropout, objective 2"})
+    claim(store, study_id, examples, **ARM | {"plan": examples.plan(0.2)})
+    claim(store, study_id, examples, **ARM | {"block": 2})
+
+
+def test_two_that_claim_at_the_same_moment_do_not_both_get_it(store, study_id, examples):
+    """Neither sees the other's run before it has written its own."""
+    with store.engine.connect() as other, other.begin():
+        if store.engine.dialect.name == "sqlite":
+            pytest.skip("its transactions come one after the other")
+        columns = {name: value for name, value in examples.run.items() if name != "arm"}
+        columns |= {"study_id": study_id, "arm": "trial", "trial_number": 0, "state": "running"}
+        columns |= {"plan": examples.plan(0.1), "started_at": now()}
+        other.execute(insert(RunRow), columns)
+        with ThreadPoolExecutor(1) as pool:
+            late = pool.submit(claim, store, study_id, examples, trial_number=0)
+            while not store.rows(text("SELECT 1 FROM pg_locks WHERE NOT granted")):
+                assert not late.done()
+            other.commit()
+            with pytest.raises(Taken):
+                late.result()
+    assert states(store) == ["running"]
+
+
+def test_what_else_a_database_refuses_is_not_taken_for_a_claim(store, study_id, examples):
+    store.worker = 99  # there is none
+    with pytest.raises(StoreError):
+        claim(store, study_id, examples, trial_number=0)
+    store.worker = None
+    claim(store, study_id, examples, trial_number=0)
 
 
 def test_a_worker_that_trained_nothing_leaves_no_row(store, study_id, examples):

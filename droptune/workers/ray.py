@@ -80,7 +80,8 @@ def _connected(address: str | None) -> Any:
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise StudyError(
             f"the Ray cluster at {address or 'this machine'} cannot be reached ({said[0]}); check "
-            "--address, or start one with `ray start --head`"
+            "--address; of a cluster that asks for a token set RAY_AUTH_MODE=token, too; or start "
+            "one with `ray start --head`"
         ) from None
     return ray
 

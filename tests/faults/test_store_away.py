@@ -16,7 +16,6 @@ from tests.small import fresh
 SLOW = {"before": "tests.faults.alter:change", "slow": 0.05}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", ["stop", "crash"])
 def test_a_server_that_restarts_under_three_workers_changes_nothing(
     nursery, postgres, how, undisturbed

@@ -132,7 +132,14 @@ class Claims:
         ]
 
     def start(
-        self, *, block: int, plan: Mapping[str, Any], trial_number: int | None, **about: Any
+        self,
+        *,
+        phase: str,
+        arm: str,
+        block: int,
+        plan: Mapping[str, Any],
+        trial_number: int | None,
+        **about: Any,
     ) -> int:
         """Store that a run starts; arguments and answer as of `Store.start_run`.
 
@@ -142,12 +149,16 @@ class Claims:
         Raises:
             Taken: another worker trains the trial, or the arm of the block, or has trained it.
         """
+        thing = {"block": block, "arm": arm} if trial_number is None else {}
+        thing |= {"phase": phase, "trial_number": trial_number}
 
         def work() -> int:
+            if (mine := self._claimed(thing)) is not None:
+                return mine
             if self._over(trial_number, block, plan):
                 raise Taken
-            one = {"block": block, "plan": plan, "trial_number": trial_number}
             try:
+                one = {"block": block, "arm": arm, "plan": plan} | thing
                 return self._store.start_run(self._study_id, **one, **about)
             except IntegrityError as error:
                 if "unique" not in str(error.orig).lower():
@@ -155,6 +166,15 @@ class Claims:
                 raise Taken from None
 
         return self._store.write(work)
+
+    def _claimed(self, thing: Mapping[str, Any]) -> int | None:
+        """Return this worker's run of a trial or arm that an earlier try has stored."""
+        if not self._store.repeated:
+            return None
+        whose = {**thing, "worker_id": self._store.worker}
+        equal = (_RUN.c[key].is_not_distinct_from(value) for key, value in whose.items())
+        found = self._store.rows(select(_RUN.c.id).where(self._theirs, _IN_TRAINING, *equal))
+        return found[0]["id"] if found else None
 
     def _over(self, trial_number: int | None, block: int, plan: Mapping[str, Any]) -> bool:
         """Tell whether a trial, or where that is None a plan in a block, has come to its end.

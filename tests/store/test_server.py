@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from droptune import retry
 from droptune.errors import StoreError, TransientError
-from droptune.store import Store
+from droptune.store import Claims, Store
 from droptune.store.migrate import check
 
 
@@ -88,9 +88,17 @@ def test_a_cut_transaction_that_cannot_be_repeated_stores_nothing(store, run_id,
     assert epochs(store) == []
 
 
+def claimed(store, examples, **what) -> int:
+    """Claim a trial or an arm in a transaction that may do more, as a fork does."""
+    about = {"plan": examples.plan(0.1), "trial_number": None} | examples.run | what
+    return store.write(lambda: Claims(store, 1).start(**about))
+
+
 WRITES = {
     "study": lambda store, e: e.new_study(store, "new"),
     "run": lambda store, e: store.start_run(1, plan=e.plan(0.1), **e.run),
+    "claim": lambda store, e: claimed(store, e, trial_number=7),
+    "claim of an arm": lambda store, e: claimed(store, e, phase="confirm", arm="no dropout"),
     "site": lambda store, e: e.new_study(store, "newer"),
     "verdict": lambda store, e: store.save_verdict(
         1, {k: "x" for k in ("verdict", "text", "objective", "direction")} | {"plan": {}}
@@ -99,11 +107,12 @@ WRITES = {
 }
 
 
-@pytest.mark.parametrize("table", WRITES)
-def test_a_commit_whose_answer_is_lost_stores_its_rows_once(store, run_id, examples, table):
+@pytest.mark.parametrize("what", WRITES)
+def test_a_commit_whose_answer_is_lost_stores_its_rows_once(store, run_id, examples, what):
+    table = "run" if "claim" in what else what
     before = rows(store, f"SELECT count(*) FROM droptune_{table}")[0][0]
     lost = lose_next_commit(store.engine)
-    found = WRITES[table](store, examples)
+    found = WRITES[what](store, examples)
     assert lost == [1]
     new = {"site": 2, "curve": 2}.get(table, 1)
     assert rows(store, f"SELECT count(*) FROM droptune_{table}") == [(before + new,)]

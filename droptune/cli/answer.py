@@ -26,8 +26,9 @@ def best(name: str, objective: str | None, store: str, as_json: bool) -> None:
     """\b
         droptune best --study mine
 
-    The answer of a study: the verdict, the plan to use and the figures behind it. Before
-    there is a verdict it is the best trial so far. Of several objectives each has its answer.
+    The answer of a study: the verdict, the plan to use and the figures behind it. While it is
+    confirmed, that is what the seeds so far say, and before that the best trial. Of several
+    objectives each has its answer.
 
     \b
     --json prints

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from droptune.consistency import FLIPS, TERMS, Term, masked_place
 from droptune.encodings import ENCODINGS, Suggester, group_of
 from droptune.errors import SpaceError, nearest
@@ -159,6 +161,20 @@ class Space:
             tuned = settings.get((group, kind), {})
             entries[site] = Entry(kind, rates[site], schedule, fraction, tuned)
         return Plan(entries, term, training)
+
+    @property
+    def spelled(self) -> tuple[str, ...]:
+        """The parameters that say the rates: the gate, and those of the encoding."""
+        return (_GATE, *self._encoding.names)
+
+    def rates_of(self, columns: Mapping[str, Sequence[Any]]) -> np.ndarray:
+        """Return the rates of many plans, shape (plans, sites).
+
+        Args:
+            columns: name -> its value in each plan, for all that is `spelled`.
+        """
+        on = np.array([gate == "on" for gate in columns[_GATE]])
+        return self._encoding.table({n: columns[n] for n in self._encoding.names}) * on[:, None]
 
     def given(self, number: int) -> dict[str, Any]:
         """Return the parameters of a trial that are not left to the sampler, or none.

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -77,7 +78,7 @@ class Encoding(ABC):
     def encode(self, rates: Mapping[str, float]) -> dict[str, float]:
         """Return the parameters whose rates are nearest to these."""
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """The parameters that spell the rates."""
         return list(self.encode({site.name: 0.0 for site in self.sites}))

@@ -79,7 +79,7 @@ class Refining(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return a step, or the inner sampler's joint proposal."""
-        if not self._steps(study, trial):
+        if search_space.keys() != self._space.keys():
             return self._inner.sample_relative(study, trial, search_space)
         complete = _complete(study)
         if self._known[0] != len(complete):

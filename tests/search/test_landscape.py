@@ -58,16 +58,20 @@ def test_a_gate_that_is_off_is_a_rate_of_none_and_a_kind_counts():
 
 
 def test_candidates_are_coarse_anywhere_or_near_the_best_and_can_be_suggested():
-    space = Space(SITES, "auto", tune={"lr": 1e-3})
+    space = Space(SITES, "auto", kinds=("standard", "gaussian"), tune={"lr": 1e-3})
     known = {name: d for name, d in parameters(space).items() if name != "dropout"}
     finer = [name for names in space.finer.values() for name in names]
     best = space.encode(Plan({s.name: Entry("standard", 0.3) for s in SITES}))
     drawn = Candidates(known, finer).draw(best, np.random.default_rng(0))
     for one in drawn:
         assert one.keys() == known.keys()
-        assert all(known[name]._contains(value) for name, value in one.items())
+        inner = {name: known[name].to_internal_repr(value) for name, value in one.items()}
+        assert all(known[name]._contains(value) for name, value in inner.items())
     coarse = [one for one in drawn if not any(one[name] for name in finer)]
-    assert len(drawn) / 3 < len(coarse) < len(drawn)
+    assert len(drawn) / 2 < len(coarse) < len(drawn)
+    fine = [one for one in drawn if one not in coarse]  # of those around the best alone
+    assert np.median([one["lr"] for one in fine]) == pytest.approx(best["lr"], rel=0.1)
+    assert {one["kind.hidden"] for one in fine} == {"standard", "gaussian"}
     highs = [one["rate.hidden"] for one in drawn]
     assert min(highs) < 0.05 and max(highs) > 0.55 and 0.25 < np.median(highs) < 0.35
     single = [one for one in drawn if sum(one[name] != best[name] for name in known) == 1]

@@ -169,7 +169,7 @@ class Shape(Encoding):
 
 
 class Auto(Shape):
-    """`Shape`, with offsets for parts of each group that a search may turn to later.
+    """`Shape`, with offsets for parts of each group, for steps that are finer than a shape.
 
     The sites of a group are cut by depth into up to `PARTS` parts of equal size. The rate of a
     site is `(mean + offset) * (1 + slope * t)`, with the offset of its part and the sum within

@@ -54,15 +54,15 @@ class Space:
             dropout is in every study as trial 0, and a sampler left to itself proposes it
             again and again (measured: 8 of the first 12 trials, where it is a good plan).
             Where training is tuned, `given` turns it off by turns.
-        finer: parameter -> the parameters that refine it, neutral at 0, which a sampler is to
-            turn to when the coarse ones are known; only of encoding "auto".
+        finer: parameter -> the parameters that refine it, neutral at 0, which a sampler turns to
+            as far as the results bear it out (droptune/refining.py); only of encoding "auto".
 
     Args:
         sites: where dropout may act; of residual branches those that take part
             (`Site.takes_part`): dropout is there today, or a kind for them is asked.
         encoding: "uniform" (one rate), "shape" (a mean rate for each role, and a slope over
             depth) or "site" (a rate for each site), from few parameters to many; or "auto",
-            which is shape and has finer parameters for later.
+            which is shape with finer parameters, for steps as fine as the results allow.
         kinds: the kinds that may be tried where layout and role fit. None, or where none of
             them fits a role: the kind found at the site, else channel for convolutions and
             standard for the rest.

@@ -1,4 +1,4 @@
-"""Encoding auto of droptune/encodings.py: shape, and offsets that a search may turn to later."""
+"""Encoding auto of droptune/encodings.py: shape, and offsets for steps that are finer."""
 
 from dataclasses import replace
 

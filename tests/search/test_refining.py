@@ -196,3 +196,25 @@ def test_a_direction_upwards_refines_upwards(refined):
     down = start()
     down.add_trials(refined.trials)
     assert [asked(study)[1] for _ in range(2)][1] == [asked(down)[1] for _ in range(2)][1]
+
+
+def test_a_stored_search_that_is_interrupted_proposes_what_it_would_have(search, url, tmp_path):
+    def go_on(found, trials):
+        while found.finished < trials:
+            one = found.ask()
+            found.tell(one.number, loss(one.plan))
+        return [plan for _, plan, _ in sorted(found.ranked(99))]
+
+    whole = go_on(search(url=f"sqlite:///{tmp_path / 'whole.db'}", space=SPACE), 24)
+    go_on(first := search(space=SPACE), 15)
+    first.close()
+    assert go_on(search(space=Space(SITES, "auto")), 24) == whole
+    assert len(whole) > 20
+
+
+def test_results_that_say_nothing_or_are_enormous_do_no_harm():
+    for values in ([1.0], [1e30, -1e30, 1e-300, 5.0]):
+        study = start()
+        for i in range(FEWEST + 6):
+            study.tell(asked(study)[0], values[i % len(values)])
+        assert len({str(trial.params) for trial in study.trials}) > FEWEST

@@ -2,8 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -77,6 +78,34 @@ class Encoding(ABC):
     def encode(self, rates: Mapping[str, float]) -> dict[str, float]:
         """Return the parameters whose rates are nearest to these."""
 
+    @cached_property
+    def names(self) -> list[str]:
+        """The parameters that spell the rates."""
+        return list(self.encode({site.name: 0.0 for site in self.sites}))
+
+    def table(self, columns: Mapping[str, Sequence[Any]]) -> np.ndarray:
+        """Return the rates of many plans, shape (plans, sites).
+
+        Args:
+            columns: name -> its value in each plan, for all `names`.
+        """
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        found = [self.rates(_Row(row)) for row in rows]
+        return np.array([[rates[site.name] for site in self.sites] for rates in found], float)
+
+
+class _Row:
+    """Parameters that are known already, asked for as of a trial."""
+
+    def __init__(self, values: Mapping[str, float]) -> None:
+        self._values = values
+
+    def suggest_float(self, name: str, *_: float, **__: Any) -> float:
+        return self._values[name]
+
+    def suggest_categorical(self, name: str, _: Sequence[str]) -> Any:
+        return self._values[name]
+
 
 class Uniform(Encoding):
     """One rate, everywhere."""
@@ -140,7 +169,7 @@ class Shape(Encoding):
 
 
 class Auto(Shape):
-    """`Shape`, with offsets for parts of each group that a search may turn to later.
+    """`Shape`, with offsets for parts of each group, for steps that are finer than a shape.
 
     The sites of a group are cut by depth into up to `PARTS` parts of equal size. The rate of a
     site is `(mean + offset) * (1 + slope * t)`, with the offset of its part and the sum within
@@ -177,6 +206,21 @@ class Auto(Shape):
         slopes = SLOPES if self._sloped else (0.0,)
         fits = [self._fit(slope, rates) for slope in slopes]
         return min(fits, key=lambda fit: fit[:2])[2]
+
+    def table(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+        # As `rates`, in one go: a sampler weighs hundreds of plans a trial.
+        columns = {name: np.asarray(column) for name, column in columns.items()}
+        count = len(next(iter(columns.values())))
+        slopes, found = columns.get("slope", np.zeros(count))[:, None], {}
+        for group, role in self.groups.items():
+            for i, tilts in enumerate(self._parts(group)):
+                offset = columns.get(_offset(group, i), 0.0)
+                steps = np.round((columns[f"rate.{group}"] + offset) / STEP)
+                means = np.clip(steps * STEP, 0.0, highest_rate(role))[:, None]
+                steepest = CEILING / np.maximum(means, STEP) - 1
+                rates = means * (1 + np.clip(slopes, -steepest, steepest) * [*tilts.values()])
+                found |= dict(zip(tilts, rates.T, strict=True))
+        return np.stack([found[site.name] for site in self.sites], axis=1).round(4)
 
     def _parts(self, group: str) -> list[dict[str, float]]:
         """Return site -> its place on the slope, for each part of a group."""

@@ -1,6 +1,6 @@
 """What results say of plans not tried: a Gaussian process over the parameters.
 
-Numbers in, numbers out; behind patience.py, refining.py and finalists.py.
+Numbers in, numbers out; behind patience.py, landscape.py and finalists.py.
 """
 
 import warnings
@@ -31,9 +31,10 @@ class Posterior:
     Args:
         points: of the results, shape (n, d), coordinates in [0, 1].
         values: of the results, n of them, to be made small.
+        shortest: length that the kernel may have.
     """
 
-    def __init__(self, points: np.ndarray, values: Sequence[float]) -> None:
+    def __init__(self, points: np.ndarray, values: Sequence[float], shortest: float = 0.05) -> None:
         # Imported here: few studies need it, and not at their start.
         from sklearn.gaussian_process import GaussianProcessRegressor
         from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
@@ -42,7 +43,9 @@ class Posterior:
         low, high = np.quantile(y, [0.25, 0.75])
         y = np.minimum(y, high + 1.5 * (high - low))
         self._centre, self._scale = y.mean(), y.std()
-        kernel = ConstantKernel(1.0, (1e-2, 1e2)) * Matern(0.5, (0.05, 20.0), nu=2.5)
+        kernel = ConstantKernel(1.0, (1e-2, 1e2)) * Matern(
+            max(0.5, shortest), (shortest, 20.0), nu=2.5
+        )
         kernel += WhiteKernel(0.1, (_LEAST_NOISE, 1.0))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a length at its bound is an answer, too

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from droptune.autodropout import AutoDropoutSampler
 from droptune.errors import StudyError, nearest
 from droptune.grid import grid_points
+from droptune.landscape import Landscape
 from droptune.quiet import quiet
 from droptune.refining import Refining
 
@@ -181,6 +182,7 @@ def make_sampler(
     space: Mapping[str, BaseDistribution],
     settled: Mapping[str, Any],
     finer: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    landscape: Landscape | None = None,
 ) -> optuna.samplers.BaseSampler:
     """Return the sampler called `name`.
 
@@ -197,6 +199,7 @@ def make_sampler(
         finer: coarse parameter -> those that refine it, neutral at 0. Samplers that learn
             from results in whatever space they are given (`REFINING`) turn to them late,
             the others never.
+        landscape: where the plans lie, for them.
     """
     neutral = {parameter: 0.0 for names in finer.values() for parameter in names}
     if name not in REFINING:
@@ -205,8 +208,8 @@ def make_sampler(
     sampler = _SAMPLERS[name](seed=moved, first_seed=seed % 2**32, space=space, settled=settled)
     if isinstance(sampler, Grid):
         return sampler
-    if finer and name in REFINING:
-        return Refining(sampler, settled, finer, space, seed % 2**32)
+    if finer and landscape and name in REFINING:
+        return Refining(sampler, settled, neutral, landscape, seed % 2**32)
     if not settled:
         return sampler
     with quiet():  # it is called experimental

@@ -20,6 +20,7 @@ from typing import Any
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from droptune.errors import StudyError, TransientError
+from droptune.landscape import Landscape
 from droptune.paired import Paired
 from droptune.plan import Plan
 from droptune.record import Overtaken, Record
@@ -109,7 +110,10 @@ class Search(Trials):
             probe = FixedTrial(space.encode(Plan.none()))
             space.suggest(probe)
             settings = {"space": probe.distributions, "settled": space.settled}
-            self._make_sampler = partial(make_sampler, sampler, seed, **settings, finer=space.finer)
+            if space.finer:
+                settings |= {"finer": space.finer}
+                settings |= {"landscape": Landscape(space, probe.distributions)}
+            self._make_sampler = partial(make_sampler, sampler, seed, **settings)
             self._pruner = make_pruner(pruner, tuple(rungs), epochs)
             self._make_sampler(0)  # refused, if it is to be refused, before anything is stored
         super().__init__(self._copied, space.suggest, probe.distributions, directions, patience)

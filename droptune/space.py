@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from droptune.consistency import FLIPS, TERMS, Term, masked_place
 from droptune.encodings import ENCODINGS, Suggester, group_of
 from droptune.errors import SpaceError, nearest
@@ -52,15 +54,15 @@ class Space:
             dropout is in every study as trial 0, and a sampler left to itself proposes it
             again and again (measured: 8 of the first 12 trials, where it is a good plan).
             Where training is tuned, `given` turns it off by turns.
-        finer: parameter -> the parameters that refine it, neutral at 0, which a sampler is to
-            turn to when the coarse ones are known; only of encoding "auto".
+        finer: parameter -> the parameters that refine it, neutral at 0, which a sampler turns to
+            as far as the results bear it out (droptune/refining.py); only of encoding "auto".
 
     Args:
         sites: where dropout may act; of residual branches those that take part
             (`Site.takes_part`): dropout is there today, or a kind for them is asked.
         encoding: "uniform" (one rate), "shape" (a mean rate for each role, and a slope over
             depth) or "site" (a rate for each site), from few parameters to many; or "auto",
-            which is shape and has finer parameters for later.
+            which is shape with finer parameters, for steps as fine as the results allow.
         kinds: the kinds that may be tried where layout and role fit. None, or where none of
             them fits a role: the kind found at the site, else channel for convolutions and
             standard for the rest.
@@ -159,6 +161,20 @@ class Space:
             tuned = settings.get((group, kind), {})
             entries[site] = Entry(kind, rates[site], schedule, fraction, tuned)
         return Plan(entries, term, training)
+
+    @property
+    def spelled(self) -> tuple[str, ...]:
+        """The parameters that say the rates: the gate, and those of the encoding."""
+        return (_GATE, *self._encoding.names)
+
+    def rates_of(self, columns: Mapping[str, Sequence[Any]]) -> np.ndarray:
+        """Return the rates of many plans, shape (plans, sites).
+
+        Args:
+            columns: name -> its value in each plan, for all that is `spelled`.
+        """
+        on = np.array([gate == "on" for gate in columns[_GATE]])
+        return self._encoding.table({n: columns[n] for n in self._encoding.names}) * on[:, None]
 
     def given(self, number: int) -> dict[str, Any]:
         """Return the parameters of a trial that are not left to the sampler, or none.

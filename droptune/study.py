@@ -71,7 +71,7 @@ class Study:
             metric's name says, and minimize where it says nothing. Of several objectives one
             for each.
         metrics: others to record after each epoch, by name or as functions.
-        encoding: "uniform", "shape", "site" or "auto", see `Space`.
+        encoding: "uniform", "shape", "site", or "auto": from coarse to fine; see `Space`.
         kinds: kinds of dropout to try; None: the usual one at each site.
         rates: site -> the rates to try there, such as {"2": (0, 0.3, 0.6)}; other sites take
             none. None: any rate at all sites, as the encoding spells them.

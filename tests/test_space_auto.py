@@ -1,7 +1,8 @@
-"""Encoding auto of droptune/encodings.py: shape, and offsets that a search may turn to later."""
+"""Encoding auto of droptune/encodings.py: shape, and offsets for steps that are finer."""
 
 from dataclasses import replace
 
+import numpy as np
 import optuna
 import pytest
 from hypothesis import given
@@ -27,6 +28,20 @@ def test_refined_plans_come_back_from_every_point_of_the_grid(means, offsets, sl
     params |= {"dropout": "on", "slope": slope / 10}
     plan = space.suggest(optuna.trial.FixedTrial(params))
     assert back(space, plan) == plan
+
+
+@pytest.mark.parametrize("encoding", ["uniform", "shape", "site", "auto"])
+@pytest.mark.parametrize("sites", [SITES, SITES[5:]])
+def test_the_rates_of_many_plans_are_those_that_are_suggested(encoding, sites):
+    space = Space(sites, encoding)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    plans = [space.suggest(study.ask()) for _ in range(60)]
+    params = [trial.params for trial in study.trials]
+    found = space.rates_of({name: [one[name] for one in params] for name in space.spelled})
+    names = [site.name for site in space.sites]
+    rates = [[plan[name].rate if name in plan else 0.0 for name in names] for plan in plans]
+    assert found == pytest.approx(np.array(rates), abs=1e-9)
+    assert {plan == Plan.none() for plan in plans} == {True, False}, "gates off and on"
 
 
 @pytest.mark.parametrize("slope", [-1.0, -0.3, 0.0, 0.5])

@@ -44,7 +44,9 @@ _STUDY = (
         "--pruner", metavar="NAME", help="none, paired, median, hyperband or successive-halving."
     ),
     click.option(
-        "--encoding", metavar="NAME", help="Parameters of the search: uniform, shape, site or auto."
+        "--encoding",
+        metavar="NAME",
+        help="Parameters of the search: uniform, shape, site; auto: from coarse to fine.",
     ),
     click.option(
         "--tune",

@@ -235,7 +235,7 @@ def report(results: dict[str, dict], orders: int, slots: int) -> str:
         "± half of the 95 % t interval over blocks.",
         "",
         f"`python benchmarks/pruning.py`; objective {METRIC} at the last epoch. The rule of paired "
-        f"was chosen on {' and '.join(TUNED)}; the other tasks judge it.",
+        f"was chosen on {', '.join(TUNED)}; the other tasks judge it.",
         "",
         "Found: share of replays that answer the block's best plan after so much of the epochs "
         "of training all plans. Regret: what the answer is worse, x 1000. Epochs: what the pruner "

@@ -37,6 +37,8 @@ def test_rows_that_are_cut_short_by_what_is_seen_do_not_mislead():
     naive = abs(np.nanmean(cut[:, 2]) - rows[:, 2].mean())
     assert naive > 0.3 * rows[:, 2].std(), "it matters"
     assert abs(mean - rows[:, 2].mean()) < naive / 4
+    spread = normal.scale[2] * np.sqrt(normal.covariance[2, 2])
+    assert spread == pytest.approx(rows[:, 2].std(), rel=0.05)
 
 
 def test_the_prior_counts_as_so_many_rows_and_less_the_more_there_are():

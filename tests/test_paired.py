@@ -169,6 +169,14 @@ def test_rates_that_still_move_are_waited_for():
     assert stopped(pruner(curves, {6: always}), 6, CONTROL + 0.3) is None
 
 
+def test_the_rates_alone_do_not_stop_a_trial_while_they_move():
+    curves = [noisy(CONTROL + lag, n) for n, lag in enumerate(LAGS)]
+    rates = {n: flat(lag) for n, lag in enumerate(LAGS)}
+    late = Plan({site: Entry("standard", 0.3, "late", 0.5) for site in SITES})
+    assert stopped(pruner(curves, rates | {6: flat(0.3)}), 6, CONTROL + 0.3) < 20
+    assert 20 < stopped(pruner(curves, rates | {6: late}), 6, CONTROL + 0.3) < EPOCHS
+
+
 def test_curves_are_not_learnt_from_while_rates_still_move():
     late = Plan({"b": Entry("standard", 0.2, "late", 0.5)})
     curves = [noisy(CONTROL + lag, n) for n, lag in enumerate(LAGS)]

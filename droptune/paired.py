@@ -40,10 +40,11 @@ lost for nothing: on breast cancer it keeps the winner in half of the replays.
 Tried on the eight tasks that the constants were chosen on, and no better: a ridge regression at
 each epoch on complete trials alone (the rule before, which waited for five; 4 points fewer at the
 same epochs) or with the ends of stopped ones filled in, the mean of both rules, the latest level
-alone, two or four groups of sites, a prior of 5 to 15 trials, a fresh plan's promise times 1.3 to 4
-or over the mean cost of the trials so far, and fewer looks. Nor did the lowest level so far or
-squares of rates help the regressions that know all. Earlier: scikit-learn's BayesianRidge (too sure of itself with few trials), a fixed
-probability, and a wait for the epoch at which no dropout stops improving.
+alone, two or four groups of sites, a prior of 5 to 15 trials, a fresh plan's promise times 1.3 to
+4 or over the mean cost of the trials so far, and fewer looks. Nor did the lowest level so far or
+squares of rates help the regressions that know all. Earlier: scikit-learn's BayesianRidge (too
+sure of itself with few trials), a fixed probability, and a wait for the epoch at which no dropout
+stops improving.
 
 Sources: extrapolated curves that stop trials, with what else is known of them, Domhan,
 Springenberg, Hutter 2015, https://www.ijcai.org/Proceedings/15/Papers/487.pdf; a joint

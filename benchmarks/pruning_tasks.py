@@ -9,6 +9,7 @@ first. Which plan is in which wave is drawn anew in each block.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -28,13 +29,15 @@ class Recorded:
     lr_schedule: str = "constant"
 
 
-def mlp(inputs: int, outputs: int, width: int = 128) -> Callable:
+def mlp(inputs: int, outputs: int, width: int = 128, depth: int = 2) -> Callable:
     from torch import nn
 
-    return lambda: nn.Sequential(
-        nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
-        nn.Linear(width, outputs),
-    )  # fmt: skip
+    def build() -> nn.Sequential:
+        widths = [inputs, *[width] * depth]
+        hidden = [(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths)]
+        return nn.Sequential(*chain(*hidden), nn.Linear(width, outputs))
+
+    return build
 
 
 def cnn() -> Callable:
@@ -59,6 +62,33 @@ def few(name: str, rows: int):
     )
 
 
+def friedman():
+    """Return a regression on ten inputs, five of them idle; 400 rows to train, 1000 to validate."""
+    from sklearn.datasets import make_friedman1
+
+    x, y = make_friedman1(1400, 10, noise=1.0, random_state=0)
+    y = (y - y[:400].mean()) / y[:400].std()
+    return _drawn(x, y[:, None].astype(np.float32), 400)
+
+
+def classes():
+    """Return four classes, a tenth of the labels wrong; 500 rows to train, 1000 to validate."""
+    from sklearn.datasets import make_classification
+
+    made = make_classification(
+        1500, 20, n_informative=6, n_redundant=4, n_classes=4, flip_y=0.1, class_sep=1.5,
+        random_state=0,
+    )  # fmt: skip
+    return _drawn(*made, 500)
+
+
+def _drawn(x: np.ndarray, y: np.ndarray, train: int):
+    from droptune import Data
+
+    x = ((x - x[:train].mean(0)) / x[:train].std(0)).astype(np.float32)
+    return Data(train=(x[:train], y[:train]), val=(x[train:], y[train:]))
+
+
 TASKS = {
     "digits-mlp": Recorded(lambda: few("digits", 1100), mlp(64, 10), 60),
     "breast-cancer-mlp": Recorded(lambda: few("breast_cancer", 400), mlp(30, 2), 60),
@@ -68,6 +98,14 @@ TASKS = {
     "digits-mlp-cosine": Recorded(
         lambda: few("digits", 500), mlp(64, 10), 60, lr_schedule="cosine"
     ),
+    "wine-mlp": Recorded(lambda: few("wine", 120), mlp(13, 3, 32), 60, 3e-3),
+    "digits-small": Recorded(lambda: few("digits", 300), mlp(64, 10, 64), 60, 3e-3),
+    "digits-deep": Recorded(lambda: few("digits", 700), mlp(64, 10, 48, 4), 30),
+    "diabetes-cosine": Recorded(
+        lambda: few("diabetes", 300), mlp(10, 1), 50, loss="mse", lr_schedule="cosine"
+    ),
+    "friedman-mlp": Recorded(friedman, mlp(10, 1, 64), 50, 3e-3, "mse"),
+    "classes-mlp": Recorded(classes, mlp(20, 4, 96), 50),
 }
 
 

@@ -163,7 +163,7 @@ class Optimization:
         )
 
     def _curves(self, trials: Collection[int] | None) -> Mapping[int, Sequence[float]]:
-        """Return trial -> the first objective by epoch, of those complete trials (None: of all)."""
+        """Return trial -> the first objective by epoch, of those that ended (None: of all)."""
         stored = self.store.study(self.study.name) if self.study.pruner == PAIRED else None
         if stored is None:
             return {}

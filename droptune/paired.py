@@ -1,58 +1,79 @@
 """A pruner that is fair to dropout: `Paired`. Pure functions of numbers; used by search.py.
 
 Dropout slows the start of training and pays at its end, so at an early rung small rates are
-ahead. How much that says of the end differs from task to task, and is learnt here: from the
-complete trials of the block, by a regression of the last value on what is known after an epoch,
-the trial's level and its rates. A level far behind counts for little where complete trials came
-from as far behind, and so does a high rate; where early levels say nothing of the end, nothing
-is stopped early. No dropout, which runs to its end first, is always among what is learnt from.
-All trials of a block share initial weights, and data order where they began together (common
-random numbers), so their levels are compared as they are.
+ahead. How much that says of the end differs from task to task, and is learnt here from the trials
+of the block that have ended: the rates of the first, the middle and the last sites, the levels on
+the way and the last value are taken as normal (multinormal.py), and stopped trials as such with
+gaps, so that they, too, tell how early levels lead to later ones. A level far behind counts for
+little where complete trials came from as far behind, and so does a high rate; where early levels
+say nothing of the end, nothing is stopped early. No dropout, which runs to its end first, is
+always among what is learnt from. All trials of a block share initial weights, and data order
+where they began together (common random numbers), so their levels are compared as they are.
 
-The regression gives the probability that the trial ends ahead of the best complete one, luck
-included. A fresh plan ends ahead of n others with probability 1 / (n + 1), if nothing else is
-known of it, and costs a whole run. A trial is stopped when a fresh plan promises more per epoch:
-that is when its own probability, over the share of a run that it has still to go, is less.
+That gives the probability that a trial ends ahead of the best complete one, luck included. A
+fresh plan ends ahead of n others with probability 1 / (n + 1), if nothing else is known of it,
+and costs a whole run. A trial is stopped when a fresh plan promises more per epoch: that is when
+its own probability, over the share of a run that it has still to go, is less.
 
-Nothing is stopped before five trials are complete. A trial whose rates still move is waited
-for, and its curve before is not learnt from: its level says little of the rest.
+Nothing is stopped before three trials are complete. While its rates move, the levels of a trial
+are unknown, for they say little of the rest: it is waited for, and learnt from afterwards.
 
-What it finds at which cost (benchmarks/results/pruning-cpu.md), over the four tasks that nothing
-was chosen on: with all plans seen it keeps the full budget's winner in 89 % of replays for 60 %
-of the epochs, hyperband in 59 % for 68 %, the median in 55 % for 51 %. Given the same epochs it
-finds the winner more often than both, by 23 and 17 points over shares from 40 to 75 %. Cut off
-where hyperband is through it still leads by 18; where the median is through, by 3, within noise:
-it loses on two tasks where early ranks hold and wins on two where they do not. Where early levels
-say nothing of the end it is no better than chance per epoch, and trials are lost for nothing.
+What it finds at which cost, over the four tasks that nothing was chosen on
+(benchmarks/results/pruning-cpu.md and pruning-cpu-2-slots.md), 40 plans each:
 
-Tried on the two tasks that the constants were chosen on, and no better: the slope of the curve
-besides its level, the mean rate in place of rates by depth, scikit-learn's BayesianRidge (too
-sure of itself with few trials), a fresh plan's promise times 1.5 or 2, a fixed probability, and
-a wait for the epoch at which no dropout stops improving.
+- Two at a time: with all plans seen it keeps the full budget's winner in 84 % of replays for
+  46 % of the epochs, hyperband in 59 % for 68 %, the median in 43 % for 41 %. Given the same
+  epochs, 40 to 75 %, it finds the winner more often than both on each of the four, by 32 and 34
+  points in the mean; cut off where the other is through, by 23 and 18.
+- Eight at a time: 88 % for 56 %, hyperband 59 % for 68 %, the median 55 % for 51 %. At the same
+  epochs it leads by 24 and 18 points, but on the two tasks where early ranks hold the median is
+  as good; cut off where hyperband is through, by 19; where the median is, by 5, within noise,
+  and it loses on those two. The first eight of forty train to their ends before anything is
+  known, a fifth of all epochs, and at half of them it has not seen all plans. That much is out
+  of reach of this rule: with regressions that know all forty curves beforehand, it found the
+  winner on the tasks it was chosen on in 68 % of replays at half of the epochs, the present one
+  in 61 %.
+
+Where early levels say nothing of the end it is no better than chance per epoch, and trials are
+lost for nothing: on breast cancer it keeps the winner in half of the replays.
+
+Tried on the eight tasks that the constants were chosen on, and no better: a ridge regression at
+each epoch on complete trials alone (the rule before, which waited for five; 4 points fewer at the
+same epochs) or with the ends of stopped ones filled in, the mean of both rules, the latest level
+alone, two or four groups of sites, a prior of 5 to 15 trials, a fresh plan's promise times 1.3 to
+4 or over the mean cost of the trials so far, and fewer looks. Nor did the lowest level so far or
+squares of rates help the regressions that know all. Earlier: scikit-learn's BayesianRidge (too
+sure of itself with few trials), a fixed probability, and a wait for the epoch at which no dropout
+stops improving.
 
 Sources: extrapolated curves that stop trials, with what else is known of them, Domhan,
-Springenberg, Hutter 2015, https://www.ijcai.org/Proceedings/15/Papers/487.pdf; epochs given to
-what promises most, Swersky, Snoek, Adams 2014, https://arxiv.org/abs/1406.3896.
+Springenberg, Hutter 2015, https://www.ijcai.org/Proceedings/15/Papers/487.pdf; a joint
+distribution of whole and broken-off curves, and epochs given to what promises most, Swersky,
+Snoek, Adams 2014, https://arxiv.org/abs/1406.3896.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
+from droptune.multinormal import Normal, fitted
 from droptune.plan import Plan
 
-#: Of the epochs of a run: what the level is a mean over, and from one decision to the next.
-_SMOOTH, _STEP = 0.1, 0.05
-#: Complete trials that a regression needs.
-_LEAST = 5
-#: Values this much further behind the median than the best is ahead of it count as this far.
-_FAR = 3.0
-#: Penalty of standardized coefficients, in observations.
-_PENALTY = 1.0
+#: Of the epochs of a run: what a level is a mean over, and from one decision to the next.
+_SMOOTH, _STEP = 0.1, 0.025
+#: Complete trials without which nothing is predicted.
+_LEAST = 3
+#: Values this much further behind the median than the best is ahead of it count as this far,
+#: if they are of the last quarter.
+_FAR = 2.0
 #: Groups of neighbouring sites whose mean rates are known.
 _GROUPS = 3
+#: Trials that the prior counts as, the share of its levels' variance that is noise, and the age,
+#: of a run, that curves are taken to start with.
+_WEIGHT, _NOISE, _START = 2.0, 0.05, 0.05
 
 
 class Paired:
@@ -70,108 +91,145 @@ class Paired:
     ) -> None:
         self._epochs, self._plan_of = epochs, plan_of
         self._sign = 1.0 if direction == "minimize" else -1.0
-        self._groups = [part.tolist() for part in np.array_split(np.array(sites), _GROUPS)]
+        groups = [part.tolist() for part in np.array_split(np.array(sites), _GROUPS)]
+        self._groups = [group for group in groups if group]
+        step = max(1, round(_STEP * epochs))
+        self._looks = list(range(step, epochs, step))
+        self._prior = _prior(len(self._groups), np.array([*self._looks, epochs]) / epochs)
         self._curves: dict[int, list[float]] = {}
-        self._whole: dict[int, list[float]] = {}
+        self._ended: dict[int, np.ndarray] = {}
         self._begun = 0
+        self._best = math.inf
+        self._said: _Learnt | None = None
 
     def add(self, trial: int, epoch: int, value: float) -> None:
-        """Note the objective after an epoch, from 1; epoch 1 starts the trial's curve anew."""
+        """Note the objective after an epoch, from 1; epoch 1 starts the trial's curve anew.
+
+        Epochs that are passed over, as those before a trial goes on from a checkpoint, are
+        unknown.
+        """
         self._begun = max(self._begun, trial + 1)
         curve = self._curves.setdefault(trial, [])
         del curve[epoch - 1 :]
-        curve.append(self._sign * value)
+        curve += [math.nan] * (epoch - 1 - len(curve))
+        curve.append(self._sign * value if math.isfinite(value) else math.inf)
 
-    def complete(self, trial: int, curve: Sequence[float]) -> None:
-        """Note a whole curve: that of a trial which an earlier process has trained."""
-        self._begun = max(self._begun, trial + 1)
-        self._curves[trial] = [self._sign * value for value in curve]
+    def learn(self, trial: int, curve: Sequence[float]) -> None:
+        """Note the whole curve of a trial that was trained elsewhere: complete, or stopped."""
+        self._curves.pop(trial, None)
+        for epoch, value in enumerate(curve, 1):
+            self.add(trial, epoch, value)
         self.end(trial)
 
-    def end(self, trial: int) -> None:
-        """Note that a trial ended; if its curve is whole, it is learnt from."""
+    def end(self, trial: int, last: float | None = None) -> None:
+        """Note that a trial ended, and learn from its curve, if it is known here.
+
+        Args:
+            trial: its number.
+            last: the objective after the last epoch; None: it was added, or the trial stopped.
+        """
+        if last is not None and trial in self._curves:
+            self.add(trial, self._epochs, last)
         curve = self._curves.pop(trial, [])
-        if len(curve) == self._epochs and np.isfinite(curve).all():
-            self._whole[trial] = curve
+        if curve and math.inf not in curve:
+            self._ended[trial] = row = self._row(trial, curve)
+            self._best = np.fmin(self._best, row[-1])
+            self._said = None
+
+    def forget(self, trial: int) -> None:
+        """Note that a trial failed; nothing is learnt from it."""
+        self._curves.pop(trial, None)
 
     def stops(self, trial: int) -> bool:
         """Tell whether a trial is to stop after the epochs it has."""
         curve = self._curves.get(trial, [])
-        if curve and not math.isfinite(curve[-1]):
+        if curve and curve[-1] == math.inf:
             return True
         epoch = len(curve)
-        if not 0 < epoch < self._epochs or epoch % max(1, round(_STEP * self._epochs)):
+        if epoch not in self._looks:
             return False
-        if not self._settled(trial, epoch):
-            return False
-        known = [other for other in sorted(self._whole) if self._settled(other, epoch)]
-        if len(known) < _LEAST:
+        if self._said is None:
+            self._said = self._learnt()
+        row = self._row(trial, curve)
+        at = len(self._groups) + self._looks.index(epoch)
+        if math.isnan(row[at]) or not self._said.known[at]:
             return False
         fresh = 1 / (self._begun + 1)
         left = 1 - epoch / self._epochs
-        return self._chance(trial, epoch, known) < left * fresh
+        return self._said.chance(row, self._best) < left * fresh
 
-    @property
-    def _width(self) -> int:
-        return max(2, round(_SMOOTH * self._epochs))
+    def _row(self, trial: int, curve: Sequence[float]) -> np.ndarray:
+        """Return what is known of a trial: rates by depth, levels at the looks, the last value."""
+        plan = self._plan_of(trial)
+        width = max(2, round(_SMOOTH * self._epochs))
+        settles = round(plan.settles * self._epochs)
+        levels = [
+            np.mean(curve[max(0, look - width) : look])
+            if look <= len(curve) and (settles == 0 or settles + width <= look)
+            else math.nan
+            for look in self._looks
+        ]
+        last = curve[-1] if len(curve) == self._epochs else math.nan
+        rates = [[plan[s].rate if s in plan else 0.0 for s in part] for part in self._groups]
+        return np.array([*map(np.mean, rates), *levels, last])
 
-    def _settled(self, trial: int, epoch: int) -> bool:
-        """Tell whether a trial's rates stood still over what its level is measured over."""
-        settles = round(self._plan_of(trial).settles * self._epochs)
-        return settles == 0 or settles + self._width <= epoch
+    def _learnt(self) -> "_Learnt":
+        """Return what the ended trials of the block say."""
+        rows = np.array([self._ended[trial] for trial in sorted(self._ended)])
+        rows = rows.reshape(-1, len(self._prior))
+        count = (~np.isnan(rows)).sum(0)
+        known = count >= _LEAST
+        if known[-1]:
+            known[known] = np.nanmax(rows[:, known], 0) > np.nanmin(rows[:, known], 0)
+        if not known[-1]:
+            return _Learnt(None, np.zeros_like(known), known, 0)
+        rows[:, ~known] = math.nan
+        far = [math.inf] * len(self._groups) + [_far(c) for c in rows.T[len(self._groups) :]]
+        normal = fitted(np.minimum(rows, far), self._prior, _WEIGHT)
+        return _Learnt(normal, known, np.array(far), int(count[-1]))
 
-    def _chance(self, trial: int, epoch: int, known: Sequence[int]) -> float:
-        """Return the probability that a trial ends ahead of all complete ones."""
-        finals = np.array([self._whole[other][-1] for other in known])
-        levels = np.array([self._level(self._whole[other], epoch) for other in known])
-        level, far = self._level(self._curves[trial], epoch), _far(levels)
-        facts = [[min(a, far), *self._rates(b)] for a, b in zip(levels, known, strict=True)]
-        new = np.array([min(level, far), *self._rates(trial)])
-        finals = np.minimum(finals, _far(finals))
-        mean, spread, freedom = predicted(np.array(facts), finals, new)
-        best = min(curve[-1] for curve in self._whole.values())
+
+@dataclass(frozen=True)
+class _Learnt:
+    """What the ended trials of a block say.
+
+    Attributes:
+        normal: of rates by depth, levels at the looks, and the last value; None: too few ended.
+        known: which of them vary, and are known of enough trials, of shape `(variables,)`.
+        far: from where on they are so far behind that it does not matter how far.
+        seen: trials that are complete.
+    """
+
+    normal: Normal | None
+    known: np.ndarray
+    far: np.ndarray
+    seen: int
+
+    def chance(self, row: np.ndarray, best: float) -> float:
+        """Return the probability that a trial ends ahead of a value."""
+        row = np.where(self.known, np.minimum(row, self.far), math.nan)
+        mean, spread, freedom = self.normal.predicted(row, self.seen)
         return float(stats.t.cdf((best - mean) / spread, freedom))
 
-    def _level(self, curve: Sequence[float], epoch: int) -> float:
-        return float(np.mean(curve[max(0, epoch - self._width) : epoch]))
 
-    def _rates(self, trial: int) -> list[float]:
-        """Return the mean rate of the first, the middle and the last sites."""
-        plan = self._plan_of(trial)
-        rates = [[plan[s].rate if s in plan else 0.0 for s in group] for group in self._groups]
-        return [float(np.mean(group)) for group in rates if group]
+def _prior(rates: int, ages: np.ndarray) -> np.ndarray:
+    """Return the correlations of rates and levels that a block's trials are added to.
+
+    Levels at two ages have the less in common the further apart they are, in proportion, as
+    curves change fast at first; rates are taken to say nothing.
+    """
+    prior = np.eye(rates + len(ages))
+    late, early = np.maximum.outer(ages, ages), np.minimum.outer(ages, ages)
+    prior[rates:, rates:] = (1 - _NOISE) * (early + _START) / (late + _START)
+    np.fill_diagonal(prior, 1.0)
+    return prior
 
 
 def _far(values: np.ndarray) -> float:
     """Return from where on a value is so far behind that it does not matter how far."""
-    median = np.median(values)
-    return float(median + _FAR * (median - values.min()))
-
-
-def predicted(facts: np.ndarray, values: np.ndarray, new: np.ndarray) -> tuple[float, float, float]:
-    """Predict the value of a new observation by ridge regression.
-
-    Mean and variance are those of a Bayesian linear model with a normal prior on standardized
-    coefficients and a flat one on the intercept (Gelman et al., Bayesian Data Analysis, 3rd
-    edition, 14.2 and 14.8); the variance of the noise is that of the residuals over their
-    effective degrees of freedom, n minus the trace of the hat matrix (Hastie, Tibshirani,
-    Friedman, The Elements of Statistical Learning, 2nd edition, 3.4.1 and 7.6).
-
-    Args:
-        facts: of shape `(observations, facts)`.
-        values: of shape `(observations,)`.
-        new: of shape `(facts,)`.
-
-    Returns:
-        Location, scale (positive) and degrees of freedom (2 at least) of a t distribution.
-    """
-    centre, scale = facts.mean(0), facts.std(0)
-    scale[scale == 0] = 1.0
-    z, at = (facts - centre) / scale, (new - centre) / scale
-    inverse = np.linalg.inv(z.T @ z + _PENALTY * np.eye(z.shape[1]))
-    slopes = inverse @ z.T @ (values - values.mean())
-    off = values - values.mean() - z @ slopes
-    freedom = max(2.0, len(values) - 1 - np.trace(z @ inverse @ z.T))
-    noise = off @ off / freedom * (1 + 1 / len(values) + at @ inverse @ at)
-    least = max(np.finfo(float).tiny, 1e-9 * np.abs(values).max())  # of rounding
-    return values.mean() + at @ slopes, max(math.sqrt(noise), least), freedom
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return math.inf
+    median, quarter = np.quantile(values, (0.5, 0.75))
+    far = max(quarter, median + _FAR * (median - values.min()))
+    return float(far) if far > values.min() else math.inf

@@ -45,6 +45,9 @@ from droptune.working import RUNG, WorkingCopy
 
 __all__ = ["PAIRED", "PRUNERS", "SAMPLERS", "SEVERAL", "Asked", "Counts", "Search"]
 
+#: Trials whose curves the pruner `paired` learns from.
+_LEARNT = (TrialState.COMPLETE, TrialState.PRUNED)
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -72,7 +75,7 @@ class Search(Trials):
         rungs: rising epochs, counted from 1, at which trials are compared; `paired` finds its
             own, and is reported every epoch.
         curves: of `paired`: numbers (None: of all) -> trial -> the objective by epoch, of the
-            stored complete trials among them.
+            stored complete and pruned trials among them.
         prepare_engine: called with Optuna's SQLAlchemy engine before its first use, to set
             the connections up as the rest of droptune has them.
         patience: the sampler is asked for no more when so many more trials are expected to
@@ -152,18 +155,18 @@ class Search(Trials):
             for trial in changed:
                 self._copy.take(trial)
         self._mine -= {trial.number for trial in changed if trial.state.is_finished()}
-        if complete := [t.number for t in changed if t.state == TrialState.COMPLETE]:
-            self._learn_curves(complete)
-            if self._recalls:  # for the copy's own trials: ended ones take no attributes
-                with quiet():
-                    recall_cmaes(self._copied(), self._directions[0])
+        if learnt := [t.number for t in changed if t.state in _LEARNT]:
+            self._learn_curves(learnt)
+        if self._recalls and any(t.state == TrialState.COMPLETE for t in changed):
+            with quiet():  # for the copy's own trials: ended ones take no attributes
+                recall_cmaes(self._copied(), self._directions[0])
 
     def _copied(self) -> list[FrozenTrial]:
         return self._copy.trials()
 
     def _learn_curves(self, numbers: Collection[int] | None = None) -> None:
         for number, curve in self._curves(numbers).items() if self._paired else ():
-            self._paired.complete(number, curve)
+            self._paired.learn(number, curve)
 
     def enqueue(self, name: str, plan: Plan) -> int:
         """Put a fixed plan in line; `ask` gives exactly this plan before the sampler's.
@@ -373,9 +376,10 @@ class Search(Trials):
             self._copy.end(number, outcome, told, notes.get(UNFIT))
         self._mine.discard(number)
         if self._paired is not None:
-            if told:
-                self._paired.add(number, self._epochs, told[0])
-            self._paired.end(number)
+            if outcome in _LEARNT:
+                self._paired.end(number, told[0] if told else None)
+            else:
+                self._paired.forget(number)
 
     def close(self) -> None:
         """Give the connections back; the Search cannot be used any more."""

@@ -90,8 +90,8 @@ class Study:
             train side by side, and at times copies of the best, with other rates, take the
             places of the worst. What comes out are schedules of rates.
         pruner: none, paired, median, hyperband or successive-halving. Dropout slows the start
-            of training, so early rungs favour small rates; paired learns from five or more
-            complete trials what levels and rates say of the end, see `droptune.paired`.
+            of training, so early rungs favour small rates; paired learns from the trials
+            so far what levels and rates say of the end, see `droptune.paired`.
         trials: budget of the search in trials; a total over all runs of the command.
         time: budget of the search in seconds of training, or text such as "10m"; a total.
         patience: end the search when so many more trials are expected to gain less than a

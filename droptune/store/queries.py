@@ -343,7 +343,7 @@ def designs(reader: Reader, study_id: int) -> list[Row]:
 def search_curves(
     reader: Reader, study_id: int, metric: str, trials: Collection[int] | None = None
 ) -> dict[int, list[float]]:
-    """Return trial -> a metric by epoch, of the search runs that are complete.
+    """Return trial -> a metric by epoch, of the search runs that are complete or pruned.
 
     Args:
         reader: of the database.

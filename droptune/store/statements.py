@@ -85,7 +85,8 @@ CONTROL_METRICS = """
 SEARCH_CURVES = """
     SELECT r.trial_number, c.metrics
     FROM droptune_run r JOIN droptune_curve c ON c.run_id = r.id
-    WHERE r.study_id = :study AND r.phase = 'search' AND r.state = 'complete' {of}
+    WHERE r.study_id = :study AND r.phase = 'search'
+        AND r.state IN ('complete', 'pruned') {of}
     ORDER BY r.id, c.epoch
 """
 SEARCH_SECONDS = """

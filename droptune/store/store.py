@@ -316,7 +316,7 @@ class Store:
     def search_curves(
         self, study_id: int, metric: str, trials: Collection[int] | None = None
     ) -> dict[int, list[float]]:
-        """Return trial -> a metric by epoch, of those complete search runs (None: of all)."""
+        """Return trial -> a metric by epoch, of those ended search runs (None: of all)."""
         return self._read(partial(queries.search_curves, metric=metric, trials=trials), study_id)
 
     def search_seconds(self, study_id: int) -> float:

@@ -112,3 +112,9 @@ def test_of_what_others_have_told_only_the_new_curves_are_read(search):
         train(one, one.ask())
         other.sync()
         assert read[2 + number :] == [[number]]
+    one.tell(one.ask().number, state="pruned")
+    other.sync()
+    assert read[4:] == [[2]]
+    one.tell(one.ask().number, state="fail", message="diverged")
+    other.sync()
+    assert read[5:] == []

@@ -65,10 +65,10 @@ class StoreContract:
         assert store.create_study("bare", {}, {}, []) > 0
 
     def test_curves_of_some_trials_are_of_those_alone(self, store, study_id, examples):
-        for number in range(3):
+        for number, state in enumerate(("complete", "pruned", "complete", "failed")):
             run = store.start_run(study_id, plan={}, **examples.run, trial_number=number)
             store.record([(run, epoch, 0.5, {"m": number + epoch}) for epoch in (1, 2)])
-            store.end_run(run, "complete", seconds=1, epochs=2)
+            store.end_run(run, state, seconds=1, epochs=2)
         assert store.search_curves(study_id, "m") == {0: [1, 2], 1: [2, 3], 2: [3, 4]}
         assert store.search_curves(study_id, "m", [2, 0]) == {0: [1, 2], 2: [3, 4]}
         assert store.search_curves(study_id, "m", []) == {}

@@ -46,7 +46,7 @@ _STUDY = (
     click.option(
         "--encoding",
         metavar="NAME",
-        help="Parameters of the search: uniform, shape, site; auto: from coarse to fine.",
+        help="Parameters of the search: uniform, shape, site or auto, from coarse to fine.",
     ),
     click.option(
         "--tune",

@@ -43,9 +43,9 @@ def change(
 
 
 def _slow(seconds: float) -> None:
-    from droptune.trainers import FusedTrainer, SerialTrainer
+    from droptune.trainers import FunctionTrainer, FusedTrainer, SerialTrainer
 
-    for trainer in (FusedTrainer, SerialTrainer):
+    for trainer in (FunctionTrainer, FusedTrainer, SerialTrainer):
         trainer.epoch = _slower(trainer.epoch, seconds)
 
 

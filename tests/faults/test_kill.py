@@ -14,8 +14,10 @@ from tests.faults.whole import check_whole
 REPEATABLE = ("serial", "many", "several", "function")
 
 
-def kill_at_random(nursery: Nursery, task: str, url: str, kills: int, *options: object) -> int:
+def kill_at_random(nursery: Nursery, task: str, url: str, kills: int) -> int:
     """Run a study with three workers, of which so many are killed and replaced.
+
+    Its epochs are slow enough that it lasts longer than the kills take.
 
     Returns:
         How many could be killed before the study ended.
@@ -23,16 +25,17 @@ def kill_at_random(nursery: Nursery, task: str, url: str, kills: int, *options: 
     seed = random.randrange(10**6)
     print(f"seed of the kills: {seed}")  # pytest shows it where the test fails
     dice, killed = random.Random(seed), 0
-    crew = [nursery.start(task, url, *options) for _ in range(3)]
+    slow = {"before": "tests.faults.alter:change", "slow": 0.15}
+    crew = [nursery.start(task, url, **slow) for _ in range(3)]
     while killed < kills:
-        time.sleep(dice.uniform(0.1, 0.6))
+        time.sleep(dice.uniform(0.05, 0.4))
         running = [worker for worker in crew if worker.code is None]
         if not running:
             break
         victim = dice.choice(running)
         victim.kill()
         killed += victim.code == -9
-        crew[crew.index(victim)] = nursery.start(task, url, *options)
+        crew[crew.index(victim)] = nursery.start(task, url, **slow)
     for worker in crew:
         assert worker.wait() == 0, worker.said()
     return killed

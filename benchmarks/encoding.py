@@ -30,7 +30,7 @@ one plan five times; and its surrogate knew no plans like those of shape. The se
 digits, and one in which every trial is a step, were then compared there with the one before
 them, and it was built in because it was better; for it breast cancer is no judge of its own.
 The search was judged on diabetes and the transformer once, afterwards. The plans were judged with
-8 fresh seeds at first; on breast cancer that noise was as large as the differences, and so all small
+8 fresh seeds at first; on breast cancer that noise was as large as the differences, so all small
 tasks were judged again with 32.
 """
 

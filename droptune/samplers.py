@@ -197,8 +197,8 @@ def make_sampler(
         space: the parameters of every trial.
         settled: parameters that the sampler is not to vary, with their values.
         finer: coarse parameter -> those that refine it, neutral at 0. Samplers that learn
-            from results in whatever space they are given (`REFINING`) turn to them late,
-            the others never.
+            from results in whatever space they are given (`REFINING`) turn to them as far as
+            the results bear it out, the others never.
         landscape: where the plans lie, for them.
     """
     neutral = {parameter: 0.0 for names in finer.values() for parameter in names}

@@ -95,3 +95,17 @@ def make_tuned(url: str, name: str = "mine", direction: str = "minimize") -> Non
         fixed = {"name": "half everywhere", "plan": plan(0.5)}
         study.enqueue_trial({"rate": 0.5, "kind": "alpha"}, user_attrs=fixed)
     storage.engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request, url):
+    """A store on each kind of database."""
+    url = url if request.param == "sqlite" else request.getfixturevalue("postgres").fresh()
+    with Store(url) as store:
+        yield store
+
+
+@pytest.fixture
+def study_id(store, examples):
+    """A small study in it."""
+    return examples.new_study(store)

@@ -3,19 +3,7 @@
 import pytest
 from sqlalchemy import text
 
-from droptune.store import SO_FAR, Store, Verdicts
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(request, url):
-    url = url if request.param == "sqlite" else request.getfixturevalue("postgres").fresh()
-    with Store(url) as store:
-        yield store
-
-
-@pytest.fixture
-def study_id(store, examples):
-    return examples.new_study(store)
+from droptune.store import SO_FAR, Verdicts
 
 
 def verdict(examples, blocks: int, so_far: bool, objective: str = "val_loss") -> dict:
@@ -34,7 +22,6 @@ def verdict(examples, blocks: int, so_far: bool, objective: str = "val_loss") ->
 
 def blocks(store) -> list[tuple[str, int]]:
     """Return verdict and blocks of what is stored."""
-
     sql = "SELECT verdict, blocks FROM droptune_verdict ORDER BY id"
     return [tuple(row.values()) for row in store.rows(text(sql))]
 

@@ -19,18 +19,6 @@ AGO = {
 }
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(request, url):
-    url = url if request.param == "sqlite" else request.getfixturevalue("postgres").fresh()
-    with Store(url) as store:
-        yield store
-
-
-@pytest.fixture
-def study_id(store, examples):
-    return examples.new_study(store)
-
-
 def start(store, study_id, examples, worker, **changes):
     store.worker = worker
     run = store.start_run(study_id, plan=examples.plan(0.1), **examples.run | changes)

@@ -363,12 +363,15 @@ def stacked_losses(loss: str | Loss, output: Tensor, target: Tensor) -> Tensor:
     if not isinstance(loss, str):
         return torch.vmap(loss, in_dims=(0, None), randomness="same")(output, target)
     members = output.shape[0]
-    repeated = target.repeat(members, *(1,) * (target.dim() - 1))
+    # As `target.repeat`, which takes eight times as long.
+    repeated = target.expand(members, *target.shape).flatten(0, 1)
     # One flat call: the batching rule of cross_entropy is three times as slow on CPU.
     flat, goal = matched(loss, output.flatten(0, 1), repeated)
     if loss == "cross_entropy" and flat.dim() == 2 and flat.shape[1] < _VECTOR:
-        flat, goal = flat.t()[None], goal[None]
-    each = _named_losses()[loss](flat, goal, reduction="none").view(members, -1)
+        logs = F.log_softmax(flat.t(), 0).t()
+        each = F.nll_loss(logs, goal, reduction="none").view(members, -1)
+    else:
+        each = _named_losses()[loss](flat, goal, reduction="none").view(members, -1)
     if loss == "cross_entropy":  # whose mean is over the targets that it does not pass over
         return each.sum(1) / (target != IGNORED).sum()
     return each.mean(1)

@@ -138,8 +138,9 @@ def _fastest(
         if seconds >= least:
             break
         best, least = fused, seconds
-    fused = None
-    release_memory()
+    if best is None or len(widths) > 1:  # else nothing was given up, and looking takes 0.2 s
+        fused = None
+        release_memory()
     return best, first if best is None else least
 
 

@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from droptune.data import Split, batches
-from droptune.errors import ModelError, TrainingError
-from droptune.install import SiteDropout, buffer_values, installed, seed_noise
+from droptune.errors import ModelError
+from droptune.install import SiteDropout, buffer_values, seed_noise
 from droptune.kinds import derive
 from droptune.plan import Plan
-from droptune.trainers.attention import mappable_attention
 from droptune.trainers.base import (
     EVAL_BATCHES,
     Saved,
@@ -35,13 +35,14 @@ from droptune.trainers.base import (
     diverged,
     stacked_losses,
 )
-from droptune.trainers.constants import python_state, same_constants
+from droptune.trainers.constants import same_constants
+from droptune.trainers.hoisting import Stands
 from droptune.trainers.ignored import counted, summed
 from droptune.trainers.learned import learned_by, learned_metrics, learners, with_penalty
 from droptune.trainers.losses import fit_metrics
-from droptune.trainers.memory import is_out_of_memory, keep_freed_memory
-from droptune.trainers.place import why
-from droptune.trainers.program import Program, trace
+from droptune.trainers.memory import keep_freed_memory
+from droptune.trainers.products import fast_products
+from droptune.trainers.program import Program
 from droptune.trainers.reliability import Bins, reliability
 from droptune.trainers.saving import Block, saved_block, stacked_states
 from droptune.trainers.scored import KeptOutputs, further
@@ -49,7 +50,6 @@ from droptune.trainers.smoothing import share_of, shares_of, smoothed
 from droptune.trainers.stacked_terms import (
     again_stacked,
     needs_of,
-    refuse_own_noise,
     stacked_penalised,
 )
 from droptune.trainers.stacking import (
@@ -57,12 +57,14 @@ from droptune.trainers.stacking import (
     StackedAdamW,
     StackedOptimizer,
     StackedSGD,
+    groups_of,
     pace_of,
     repeated,
     width_for,
 )
 from droptune.trainers.statistics import recalibrate
 from droptune.trainers.terms import Need, need_of
+from droptune.trainers.tracing import traced
 
 _WAYS = 16  # programs kept for one shape of a batch, where what a forward reads differs
 _FEW = 4  # of these, for a model whose batches mostly go one way
@@ -168,7 +170,7 @@ class FusedTrainer:
         for slot, plan in self._plans.items():
             if plan.moves:
                 self._set_rates(slot)
-        with torch.random.fork_rng(self._gpus()):
+        with torch.random.fork_rng(self._gpus()), fast_products(self.device):
             torch.manual_seed(derive(self._seed, "model", self.clock))
             losses = self._train()
             if self.task.recalibrate:
@@ -189,7 +191,7 @@ class FusedTrainer:
     def test(self) -> Mapping[int, dict[str, float]]:
         if self._data.test is None or not self._plans:
             return {slot: {} for slot in self._plans}
-        with torch.random.fork_rng(self._gpus()):
+        with torch.random.fork_rng(self._gpus()), fast_products(self.device):
             torch.manual_seed(derive(self._seed, "test"))
             scores = self._score(self._data.test, "test")
         return {
@@ -219,6 +221,10 @@ class FusedTrainer:
 
     def rehearse(self, members: int, steps: int) -> float:
         """Return seconds a step and member, over some steps; `begin` starts afresh."""
+        with fast_products(self.device):
+            return self._rehearsed(members, steps)
+
+    def _rehearsed(self, members: int, steps: int) -> float:
         self.begin(seed=0)
         for slot in range(members):
             self.start(slot, self.task.rehearsed)
@@ -267,6 +273,8 @@ class FusedTrainer:
 
     def _stack(self, width: int) -> None:
         """Make stacks of the initial weights for so many members, none of them in use."""
+        for program in chain(*self._programs.values()):
+            program.forget()
         self._params = {n: repeated(p, width) for n, p in self._initial.items()}
         self._buffers = {n: repeated(b, width) for n, b in self._initial_buffers.items()}
         self._rows = [None] * width
@@ -300,7 +308,7 @@ class FusedTrainer:
         """Train for one epoch or its first steps; return each row's mean loss of an epoch."""
         data, task = self._data.train, self.task
         order = batches(len(data), task.batch_size, self._seed, self.clock, self.device)
-        paces = self._row_paces()
+        groups = groups_of(self._row_paces())
         total = torch.zeros(len(self._rows), device=self.device)
         needs, values = needs_of(task, self._rows, self._plans, self._paces)
         shares = shares_of(self._rows, self._plans)
@@ -308,12 +316,10 @@ class FusedTrainer:
         knobs += [] if shares is None else [shares.to(self.device)]
         self._model.train()
         for rows in order[:steps]:
-            batch = data.x[rows], data.y[rows], *knobs
+            batch = data.x.index_select(0, rows), data.y.index_select(0, rows), *knobs
             loss, *grads = self._run("train", *batch, needs=needs)
-            # Members of one age and setting share a rate, and mostly all do.
-            known = {key: task.learning_rate(*key) for key in {(p.lr, p.age) for p in paces}}
-            rates = [known[pace.lr, pace.age] for pace in paces]
-            self._optimizer.step(grads, paces, rates)
+            rates = [task.learning_rate(group.pace.lr, group.pace.age) for group in groups]
+            self._optimizer.step(grads, groups, rates)
             for pace in self._paces.values():
                 pace.age += 1
             total += summed(task.loss, loss, batch[1])
@@ -369,35 +375,15 @@ class FusedTrainer:
             if program.holds(*flat):
                 return program(*flat)
         step = partial(self._train_step, needs) if mode == "train" else self._eval_step
-        known.appendleft(self._traced(step, flat, bool(needs)))
+        standing = self._standing()
+        known.appendleft(traced(step, flat, standing, self._model, self._gpus(), bool(needs)))
         return known[0](*flat)
 
-    def _traced(self, function: Callable, flat: tuple[Tensor, ...], passes_again: bool) -> Program:
-        streams = [k.stream for d in installed(self._model).values() for k in d.kinds.values()]
-        states = [stream.__getstate__() for stream in streams]
-        before = python_state(self._model)
-        with torch.random.fork_rng(self._gpus()), mappable_attention():
-            try:
-                with refuse_own_noise(self._gpus() if passes_again else None):
-                    program = trace(function, [tensor.clone() for tensor in flat])
-                if python_state(self._model) != before:
-                    # Python in a forward runs only now: what it changes would stand still.
-                    raise ModelError(
-                        "the model cannot be trained fused (its forward changes an attribute, or "
-                        "draws from Python's or NumPy's random numbers); use trainer='serial'"
-                    )
-                return program
-            except (ModelError, TrainingError):
-                raise
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise
-                raise ModelError(
-                    f"the model cannot be trained fused ({why(error)}); use trainer='serial'"
-                ) from error
-            finally:
-                for stream, state in zip(streams, states, strict=True):
-                    stream.rewind(state)
+    def _standing(self) -> list[Stands]:
+        """Tell what of the stacks is the same at the next step, in their order."""
+        trained = {*self._params, *self._trained}
+        names = (*self._params, *self._buffers)
+        return [Stands.MEMORY if name in trained else Stands.VALUE for name in names]
 
     def _named(self, flat: tuple[Tensor, ...]) -> tuple[dict, dict, tuple[Tensor, ...]]:
         """Return parameters and buffers by name, and what comes behind them."""

@@ -13,10 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, Node
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from droptune.trainers.graphs import families_of, is_random, shared, writes
+from droptune.trainers.hoisting import Parts, Stands, hoist
+from droptune.trainers.products import are_fast
 from droptune.trainers.reads import Guard, Reads, guard_of
 
 _aten = torch.ops.aten
@@ -49,23 +53,40 @@ class Program:
     """A traced function of tensors.
 
     Args:
-        run: returns a list of tensors.
+        module: what was traced, whose graph is in `parts`.
+        parts: what is done once, and what at each call.
         guard: for which inputs; None: for all of the same shapes.
     """
 
-    def __init__(self, run: Callable[..., list[Tensor]], guard: Guard | None) -> None:
-        self._run, self._guard = run, guard
+    def __init__(self, module: GraphModule, parts: Parts, guard: Guard | None) -> None:
+        self._once, self._each = (
+            GraphModule(module, graph).forward for graph in (parts.once, parts.each)
+        )
+        self._read, self._guard = parts.read, guard
+        self.forget()
 
     def __call__(self, *flat: Tensor) -> list[Tensor]:
         with torch.no_grad():
-            return self._run(*flat)
+            versions = [flat[place]._version for place in self._read]
+            if versions != self._versions:
+                self._still, self._versions = self._once(*flat), versions
+            return self._each(*self._still, *flat)
+
+    def forget(self) -> None:
+        """Let go of what stood still; to be called where other tensors take its place."""
+        self._still: list[Tensor] = []
+        self._versions: list[int] | None = None
 
     def holds(self, *flat: Tensor) -> bool:
         """Tell whether the function would take the same way for these inputs."""
         return self._guard is None or self._guard.holds(*flat)
 
 
-def trace(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor]) -> Program:
+def trace(
+    function: Callable[..., Sequence[Tensor]],
+    args: Sequence[Tensor],
+    standing: Sequence[Stands] = (),
+) -> Program:
     """Trace a function of tensors at the shapes of `args`.
 
     The function runs once, on `args` themselves: give copies of what it changes in place.
@@ -75,6 +96,8 @@ def trace(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor]) -> 
     Args:
         function: takes tensors, returns a sequence of tensors; may call autograd.
         args: examples.
+        standing: what stands still of the first of them from call to call, until
+            `Program.forget`; nothing of the others.
 
     Returns:
         A function of tensors of the same shapes, which returns a list and records no graph.
@@ -82,14 +105,23 @@ def trace(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor]) -> 
     Raises:
         ModelError: it reads a float or a random number from a tensor.
     """
-    with _TRACING, Reads() as reads:
+    # Of each value's shape torch makes a note, with a mode of its own if there is none yet: made
+    # anew for each value, that took half of the time.
+    notes = TracingContext(FakeTensorMode())
+    with _TRACING, tracing(notes), Reads() as reads:
         module = make_fx(lambda *flat: [*function(*flat), *reads.tensors])(*args)
     guard = guard_of(module, reads.tensors)
-    for simplify in (_drop_no_ops, _fuse_bias, _straighten_gradients, _reuse_memory):
+    simplifications = [_drop_no_ops, _fuse_bias, _straighten_gradients]
+    if args and are_fast(args[0].device):
+        simplifications.remove(_fuse_bias)  # oneDNN copies the bias first, which takes longer
+    for simplify in simplifications:
         simplify(module.graph)
         module.graph.eliminate_dead_code(_is_impure)
-    module.recompile()
-    return Program(module.forward, guard)
+    others = [Stands.NOTHING] * (len(args) - len(standing))
+    parts = hoist(module.graph, [*standing, *others])
+    for graph in (parts.once, parts.each):
+        _reuse_memory(graph)
+    return Program(module, parts, guard)
 
 
 def _is_impure(node: Node) -> bool:
@@ -209,6 +241,7 @@ def _transposed(graph: Graph, node: Node) -> Node:
 
 def _reuse_memory(graph: Graph) -> None:
     """Let element-wise calls write into their first argument where nothing reads it later."""
+    _put_first(graph)
     order = {node: place for place, node in enumerate(graph.nodes)}
     families = families_of(graph)
     for node in list(graph.nodes):
@@ -227,6 +260,16 @@ def _reuse_memory(graph: Graph) -> None:
         else:
             node.target = _aten.threshold_backward.grad_input
             node.kwargs = {"grad_input": source}
+
+
+def _put_first(graph: Graph) -> None:
+    """Name a product first in a sum of its shape, so that the sum can be written over it."""
+    for node in graph.nodes:
+        if node.target is not _aten.add.Tensor or node.kwargs:
+            continue
+        one, other = node.args
+        if _is_bmm(other) and not _is_bmm(one) and _alike(_meta(node), _meta(other)):
+            node.args = other, one
 
 
 def _reads_last(node: Node, family: set[Node], order: dict[Node, int]) -> bool:

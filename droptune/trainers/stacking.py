@@ -1,18 +1,17 @@
 """Optimisers over stacked tensors, with learning rate, weight decay and age for each member.
 
-The arithmetic is torch's own (`torch.optim.adamw.adamw`, `torch.optim.sgd.sgd`, the fused
-kernels). Members with equal settings and age are stepped by one call on a slice of the
-stack; in a block without pruning that is all of them.
+The arithmetic is torch's own (the fused kernel of `torch.optim.AdamW`, `torch.optim.sgd.sgd`).
+Members with equal settings and age are stepped by one call on a slice of the stack; in a block
+without pruning that is all of them.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import groupby
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from droptune.plan import Plan
@@ -40,6 +39,29 @@ def pace_of(task: Task, plan: Plan) -> Pace:
     return Pace(said.get("lr", task.lr), said.get("weight_decay", task.weight_decay))
 
 
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring members of equal pace, which they keep: they age together.
+
+    Attributes:
+        rows: theirs.
+        pace: of one of them, for all.
+    """
+
+    rows: slice
+    pace: Pace
+
+
+def groups_of(paces: Sequence[Pace]) -> list[Group]:
+    """Return the members in groups, as few as there can be; `paces` are one a member."""
+    groups, start = [], 0
+    for _, same in groupby(paces, key=astuple):
+        members = list(same)
+        groups.append(Group(slice(start, start + len(members)), members[0]))
+        start += len(members)
+    return groups
+
+
 class StackedOptimizer(ABC):
     """Steps stacked parameters in place; a subclass gives the rule.
 
@@ -54,30 +76,27 @@ class StackedOptimizer(ABC):
         self.params = list(params)
         self.state = {name: [torch.zeros_like(p) for p in params] for name in self.buffers}
 
-    def step(self, grads: Sequence[Tensor], paces: Sequence[Pace], rates: Sequence[float]) -> None:
+    def step(
+        self, grads: Sequence[Tensor], groups: Sequence[Group], rates: Sequence[float]
+    ) -> None:
         """Take one step.
 
         Args:
             grads: like `params`.
-            paces: one a member.
-            rates: the learning rate of this step, one a member.
+            groups: of all members; `groups_of`.
+            rates: the learning rate of this step, one a group.
         """
         # The fused kernel takes strides for granted, and would update the wrong elements.
-        grads = [grad.contiguous() for grad in grads]
-        keys = [(rate, p.weight_decay, p.age) for rate, p in zip(rates, paces, strict=True)]
-        start = 0
-        for (rate, decay, age), run in groupby(keys):
-            stop = start + len(list(run))
-            whole = stop - start == len(keys)
-            rows = slice(None) if whole else slice(start, stop)
-            self._update(rows, grads, rate, decay, age)
-            start = stop
+        stacks = [self.params, [grad.contiguous() for grad in grads], *self.state.values()]
+        for group, rate in zip(groups, rates, strict=True):
+            mine = stacks
+            if len(groups) > 1:
+                mine = [[tensor[group.rows] for tensor in stack] for stack in stacks]
+            self._update(mine, rate, group.pace.weight_decay, group.pace.age)
 
     @abstractmethod
-    def _update(
-        self, rows: slice, grads: Sequence[Tensor], lr: float, decay: float, age: int
-    ) -> None:
-        """Step the members `rows` of all parameters, which are `age` steps old."""
+    def _update(self, stacks: list[list[Tensor]], lr: float, decay: float, age: int) -> None:
+        """Step members that are `age` steps old: their parameters, gradients, and each state."""
 
     def tensors(self) -> list[Tensor]:
         """Return all state tensors, in a fixed order."""
@@ -89,19 +108,18 @@ class StackedAdamW(StackedOptimizer):
 
     buffers = ("exp_avg", "exp_avg_sq")
 
-    def _update(
-        self, rows: slice, grads: Sequence[Tensor], lr: float, decay: float, age: int
-    ) -> None:
-        count = len(self.params)
-        ages = torch.full((count,), float(age), device=self.params[0].device)
-        adamw(
-            [p[rows] for p in self.params],
-            [g[rows] for g in grads],
-            [m[rows] for m in self.state["exp_avg"]],
-            [v[rows] for v in self.state["exp_avg_sq"]],
+    def _update(self, stacks: list[list[Tensor]], lr: float, decay: float, age: int) -> None:
+        params, grads, means, squares = stacks
+        # `torch.optim.adamw.adamw` ends in this call; what it does before takes longer than
+        # the arithmetic of small models.
+        step = torch.full((), age + 1.0, device=params[0].device)
+        torch._fused_adamw_(
+            params,
+            grads,
+            means,
+            squares,
             [],
-            list(ages.unbind()),
-            fused=True,
+            [step] * len(params),
             amsgrad=False,
             beta1=0.9,
             beta2=0.999,
@@ -121,13 +139,9 @@ class StackedSGD(StackedOptimizer):
         super().__init__(params)
         self.momentum = momentum
 
-    def _update(
-        self, rows: slice, grads: Sequence[Tensor], lr: float, decay: float, age: int
-    ) -> None:
+    def _update(self, stacks: list[list[Tensor]], lr: float, decay: float, age: int) -> None:
         sgd(
-            [p[rows] for p in self.params],
-            [g[rows] for g in grads],
-            [m[rows] for m in self.state["momentum_buffer"]],
+            *stacks,
             foreach=True,
             weight_decay=decay,
             momentum=self.momentum,

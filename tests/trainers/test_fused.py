@@ -14,7 +14,7 @@ from droptune.data import Split
 from droptune.errors import ModelError
 from droptune.kinds import KINDS
 from droptune.plan import Plan
-from droptune.trainers import FusedTrainer, SerialTrainer
+from droptune.trainers import FusedTrainer, SerialTrainer, fused
 
 RATES = (0.0, 0.2, 0.5, 0.8)
 
@@ -370,11 +370,8 @@ def test_widths_grow_and_shrink_with_the_members(make_task):
 
 
 def test_a_step_is_traced_once_for_each_width_and_batch_shape(make_task, make_data, monkeypatch):
-    traced = []
-    original = FusedTrainer._traced
-    monkeypatch.setattr(
-        FusedTrainer, "_traced", lambda *args: traced.append(args) or original(*args)
-    )
+    traced, original = [], fused.traced
+    monkeypatch.setattr(fused, "traced", lambda *args: traced.append(args) or original(*args))
     trainer = FusedTrainer(make_task(make_data(rows=40)), 2)
     for seed in range(3):
         trainer.begin(seed)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from droptune.trainers.stacking import Pace, StackedAdamW, StackedSGD
+from droptune.trainers.stacking import Pace, StackedAdamW, StackedSGD, groups_of
 
 SHAPES = [(5, 4), (4,), (), (2, 3, 3, 3)]
 #: Learning rate, weight decay and steps taken before this block: some equal, some not.
@@ -42,7 +42,8 @@ def stepped(optimizer, factors, change=lambda grad: grad):
     mine = StackedSGD(params, 0.9) if optimizer is StackedSGD else StackedAdamW(params)
     for step, factor in enumerate(factors):
         grads = [change(grad) for grad in stacks(len(PACES), seed=step + 1)]
-        mine.step(grads, paces, [pace.lr * factor for pace in paces])
+        groups = groups_of(paces)
+        mine.step(grads, groups, [group.pace.lr * factor for group in groups])
         for pace in paces:
             pace.age += 1
     return mine
@@ -75,23 +76,37 @@ def test_gradients_are_not_changed(optimizer):
     grads = stacks(len(PACES), seed=1)
     before = [grad.clone() for grad in grads]
     mine = StackedSGD(stacks(5), 0.9) if optimizer is StackedSGD else StackedAdamW(stacks(5))
-    mine.step(grads, [Pace(*pace) for pace in PACES], [0.1] * 5)
+    groups = groups_of([Pace(*pace) for pace in PACES])
+    mine.step(grads, groups, [0.1] * len(groups))
     assert all(map(torch.equal, grads, before))
 
 
 @pytest.mark.parametrize("optimizer", [StackedAdamW, StackedSGD])
 def test_members_of_equal_pace_are_stepped_by_one_call(optimizer, monkeypatch):
-    runs = []
-    monkeypatch.setattr(optimizer, "_update", lambda self, rows, *rest: runs.append(rows))
+    sizes = []
+    monkeypatch.setattr(
+        optimizer, "_update", lambda self, mine, *rest: sizes.append(len(mine[0][0]))
+    )
     mine = StackedSGD(stacks(4), 0.9) if optimizer is StackedSGD else StackedAdamW(stacks(4))
-    mine.step(stacks(4), [Pace(1e-2, 0.0)] * 4, [1e-2] * 4)
-    assert runs == [slice(None)]
-    mine.step(stacks(4), [Pace(1e-2, 0.0, age) for age in (3, 3, 0, 3)], [1e-2] * 4)
-    assert runs[1:] == [slice(0, 2), slice(2, 3), slice(3, 4)]
+    mine.step(stacks(4), groups_of([Pace(1e-2, 0.0)] * 4), [1e-2])
+    assert sizes == [4]
+    mine.step(stacks(4), groups_of([Pace(1e-2, 0.0, age) for age in (3, 3, 0, 3)]), [1e-2] * 3)
+    assert sizes[1:] == [2, 1, 1]
+
+
+def test_a_group_ages_with_its_members():
+    paces = [Pace(1e-2, 0.0), Pace(1e-2, 0.0), Pace(1e-3, 0.0)]
+    groups = groups_of(paces)
+    for pace in paces:
+        pace.age += 5
+    assert [(g.rows, g.pace.lr, g.pace.age) for g in groups] == [
+        (slice(0, 2), 1e-2, 5),
+        (slice(2, 3), 1e-3, 5),
+    ]
 
 
 def test_state_tensors_are_those_that_are_stepped():
     mine = StackedAdamW(stacks(2))
     assert [t.shape for t in mine.tensors()] == [p.shape for p in stacks(2)] * 2
-    mine.step(stacks(2, seed=1), [Pace(0.1, 0.0)] * 2, [0.1] * 2)
+    mine.step(stacks(2, seed=1), groups_of([Pace(0.1, 0.0)] * 2), [0.1])
     assert all(tensor.abs().sum() > 0 for tensor in mine.tensors())

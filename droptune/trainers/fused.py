@@ -64,6 +64,7 @@ from droptune.trainers.stacking import (
 )
 from droptune.trainers.statistics import recalibrate
 from droptune.trainers.terms import Need, need_of
+from droptune.trainers.threads import Threads, rehearsed
 from droptune.trainers.tracing import traced
 
 _WAYS = 16  # programs kept for one shape of a batch, where what a forward reads differs
@@ -89,6 +90,8 @@ class FusedTrainer:
         self.clock = 0
         self._data = task.data.to(self.device)
         self._programs: dict[tuple, deque[Program]] = {}
+        self._counts = [torch.get_num_threads()]
+        self._threads: dict[int, Threads] = {}
         keep_freed_memory()
 
     def begin(self, seed: int, clock: int = 0) -> None:
@@ -172,10 +175,12 @@ class FusedTrainer:
                 self._set_rates(slot)
         with torch.random.fork_rng(self._gpus()), fast_products(self.device):
             torch.manual_seed(derive(self._seed, "model", self.clock))
-            losses = self._train()
-            if self.task.recalibrate:
-                self._recalibrate()
-            scores = self._score(self._data.val, "val")
+            known = self._threads.setdefault(len(self._rows), Threads(self._counts))
+            with known.epoch():
+                losses = self._train()
+                if self.task.recalibrate:
+                    self._recalibrate()
+                scores = self._score(self._data.val, "val")
         self.clock += 1
         members = {slot: row for row, slot in enumerate(self._rows) if slot is not None}
         seconds = (time.perf_counter() - started) / len(members)
@@ -221,26 +226,35 @@ class FusedTrainer:
 
     def rehearse(self, members: int, steps: int) -> float:
         """Return seconds a step and member, over some steps; `begin` starts afresh."""
-        with fast_products(self.device):
-            return self._rehearsed(members, steps)
-
-    def _rehearsed(self, members: int, steps: int) -> float:
-        self.begin(seed=0)
-        for slot in range(members):
-            self.start(slot, self.task.rehearsed)
         # Whatever is traced is traced before the clock starts; a model that cannot be scored
         # fused shows now and not at the end of the first epoch.
-        self._train(steps)
-        val, size = self._data.val, EVAL_BATCHES * self.task.batch_size
-        self._evaluated(Split(val.x[:size], val.y[:size]), KeptOutputs(self.task))
+        self._first_steps(members, steps)
         if max(map(len, self._programs.values())) > _FEW:
             raise ModelError(
                 "the model cannot be trained fused (its forward reads a number from a tensor, or "
                 "the shape of one, that differs from batch to batch); use trainer='serial'"
             )
-        started = time.perf_counter()
-        self._train(steps).tolist()  # read back, so that the device has finished
-        return (time.perf_counter() - started) / (min(steps, self.task.steps) * members)
+        run = partial(self._first_steps, members, steps)
+        if self.device.type != "cpu":
+            return run()[0] / members
+        seconds, self._counts = rehearsed(run)
+        return seconds / members
+
+    def _first_steps(self, members: int, steps: int) -> tuple[float, list[Tensor]]:
+        """Train for some steps from the start; return seconds a step, and what came of them."""
+        self.begin(seed=0)
+        for slot in range(members):
+            self.start(slot, self.task.rehearsed)
+        seed_noise(self._model, 0)
+        with torch.random.fork_rng(self._gpus()), fast_products(self.device):
+            torch.manual_seed(0)
+            started = time.perf_counter()
+            losses = self._train(steps)
+            losses.tolist()  # read back, so that the device has finished
+            seconds = (time.perf_counter() - started) / min(steps, self.task.steps)
+            val, size = self._data.val, EVAL_BATCHES * self.task.batch_size
+            totals = self._evaluated(Split(val.x[:size], val.y[:size]), KeptOutputs(self.task))
+        return seconds, [losses, *totals.values(), *self._stacks().values()]
 
     def save(self) -> Saved:
         members = {s: (p, {"pace": vars(self._paces[s]).copy()}) for s, p in self._plans.items()}
@@ -305,7 +319,7 @@ class FusedTrainer:
     # Steps
 
     def _train(self, steps: int | None = None) -> Tensor:
-        """Train for one epoch or its first steps; return each row's mean loss of an epoch."""
+        """Train for one epoch, or some of its steps; return each row's mean loss of an epoch."""
         data, task = self._data.train, self.task
         order = batches(len(data), task.batch_size, self._seed, self.clock, self.device)
         groups = groups_of(self._row_paces())
@@ -315,6 +329,8 @@ class FusedTrainer:
         knobs = [values.to(self.device)] if needs else []
         knobs += [] if shares is None else [shares.to(self.device)]
         self._model.train()
+        if steps and 1 < steps < len(order):  # the last batch may be of another shape
+            order = (*order[: steps - 1], order[-1])
         for rows in order[:steps]:
             batch = data.x.index_select(0, rows), data.y.index_select(0, rows), *knobs
             loss, *grads = self._run("train", *batch, needs=needs)

@@ -45,21 +45,6 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Put off garbage collection: what makes many objects that stay need not look for others.
-
-    Looking through all of torch's takes 0.2 s.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 _OF_FREE = 0.9  # the rest is left to others, whose use grows and shrinks
 
 

@@ -20,7 +20,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from droptune.trainers.graphs import families_of, is_random, shared, writes
 from droptune.trainers.hoisting import Parts, Stands, hoist
-from droptune.trainers.memory import uncollected
 from droptune.trainers.products import are_fast
 from droptune.trainers.reads import Guard, Reads, guard_of
 
@@ -109,7 +108,7 @@ def trace(
     # Of each value's shape torch makes a note, with a mode of its own if there is none yet: made
     # anew for each value, that took half of the time.
     notes = TracingContext(FakeTensorMode())
-    with _TRACING, uncollected(), tracing(notes), Reads() as reads:
+    with _TRACING, tracing(notes), Reads() as reads:
         module = make_fx(lambda *flat: [*function(*flat), *reads.tensors])(*args)
     guard = guard_of(module, reads.tensors)
     simplifications = [_drop_no_ops, _fuse_bias, _straighten_gradients]

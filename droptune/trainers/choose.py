@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from droptune.errors import ModelError, TrainingError
 from droptune.trainers.base import Task, Trainer
 from droptune.trainers.fused import FusedTrainer
 from droptune.trainers.memory import is_out_of_memory, release_memory
 from droptune.trainers.serial import SerialTrainer
+from droptune.trainers.size import is_small
 
 TRAINERS = ("auto", "fused", "serial")
 
@@ -20,9 +20,6 @@ _GROWTH = 4  # from one width to the next; each costs the tracing of a step
 #: Seconds. No step of the serial trainer is faster, for Python and torch's dispatch alone take
 #: that long (measured: 0.35 ms and more, on a fast core); what is faster need not be compared.
 _FASTEST_STEP = 2e-4
-#: Operations of a forward: so few take milliseconds on any machine, and what is spent on them
-#: is mostly overhead, which the widest trainer shares among most members.
-_SMALL = 2e8
 
 
 def choose(
@@ -59,7 +56,7 @@ def choose(
         return SerialTrainer(task, 1 if slots == "auto" else slots, device)
     serial = SerialTrainer(task, 1, device)
     compared = trainer == "auto" and slots == "auto"
-    small = slots == "auto" and _is_small(task, most)
+    small = slots == "auto" and is_small(task, most)
     # The cheapest way to know comes first: a small model's widest step, a large one's alone.
     alone = serial.rehearse(1, _STEPS) if compared and not small else math.inf
     widths = [slots] if slots != "auto" else [most] if small else _widths(most)
@@ -142,16 +139,6 @@ def _fastest(
         fused = None
         release_memory()
     return best, first if best is None else least
-
-
-def _is_small(task: Task, most: int) -> bool:
-    """Tell whether a step of the widest trainer is cheap; then it is the fastest a member."""
-    example = task.data.example()
-    model = task.build(seed=0).eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(example)
-    each = counter.get_total_flops() / len(example)
-    return each * task.batch_size * most <= _SMALL
 
 
 def _widths(most: int) -> list[int]:

@@ -46,6 +46,7 @@ from droptune.trainers.program import Program
 from droptune.trainers.reliability import Bins, reliability
 from droptune.trainers.saving import Block, saved_block, stacked_states
 from droptune.trainers.scored import KeptOutputs, further
+from droptune.trainers.size import is_small
 from droptune.trainers.smoothing import share_of, shares_of, smoothed
 from droptune.trainers.stacked_terms import (
     again_stacked,
@@ -90,7 +91,7 @@ class FusedTrainer:
         self.clock = 0
         self._data = task.data.to(self.device)
         self._programs: dict[tuple, deque[Program]] = {}
-        self._counts = [torch.get_num_threads()]
+        self._steps = {torch.get_num_threads(): 1.0}  # seconds, by number of threads
         self._threads: dict[int, Threads] = {}
         keep_freed_memory()
 
@@ -175,7 +176,7 @@ class FusedTrainer:
                 self._set_rates(slot)
         with torch.random.fork_rng(self._gpus()), fast_products(self.device):
             torch.manual_seed(derive(self._seed, "model", self.clock))
-            known = self._threads.setdefault(len(self._rows), Threads(self._counts))
+            known = self._threads.setdefault(len(self._rows), Threads(self._steps))
             with known.epoch():
                 losses = self._train()
                 if self.task.recalibrate:
@@ -235,10 +236,10 @@ class FusedTrainer:
                 "the shape of one, that differs from batch to batch); use trainer='serial'"
             )
         run = partial(self._first_steps, members, steps)
-        if self.device.type != "cpu":
-            return run()[0] / members
-        seconds, self._counts = rehearsed(run)
-        return seconds / members
+        if self.device.type == "cpu" and is_small(self.task, members):
+            self._steps = rehearsed(run)
+            return min(self._steps.values()) / members
+        return run()[0] / members
 
     def _first_steps(self, members: int, steps: int) -> tuple[float, list[Tensor]]:
         """Train for some steps from the start; return seconds a step, and what came of them."""
@@ -315,8 +316,6 @@ class FusedTrainer:
             new[: len(kept)] = old[kept]
         for place, row in enumerate(kept):
             self._rows[place] = rows[row]
-
-    # Steps
 
     def _train(self, steps: int | None = None) -> Tensor:
         """Train for one epoch, or some of its steps; return each row's mean loss of an epoch."""

@@ -6,17 +6,17 @@ that has to wait for its turn makes all others wait, and one alone is several ti
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-#: Seconds. A step that takes longer has operations long enough for all threads.
-SHORT_STEP = 0.05
 _APART = 4  # from one number of threads to the next
-#: Epochs until a number that was slower is tried again, at first and at most; they double.
-_SOON, _LATE = 8, 256
+#: Epochs until a number that was slower is tried again, if that may have been chance.
+_SOON = 8
+#: If it was none: trying takes this part of the time at most.
+_TRYING = 0.05
 
 
 def counts_to_try() -> list[int]:
@@ -36,62 +36,64 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def rehearsed(run: Callable[[], tuple[float, list[Tensor]]]) -> tuple[float, list[int]]:
+def rehearsed(run: Callable[[], tuple[float, list[Tensor]]]) -> dict[int, float]:
     """Run some steps with different numbers of threads; `run` is warm already.
 
     Args:
         run: returns seconds a step, and all that came of the steps.
 
     Returns:
-        The least seconds a step, and numbers of threads whose results are the same, bit for
-        bit; the last is what torch is set to.
+        Number of threads -> seconds a step, for those whose results are, bit for bit, the same
+        as with as many as torch is set to.
     """
     *fewer, usual = counts_to_try()
     seconds, results = run()
-    if fewer and seconds > SHORT_STEP:  # for itself, or because others have the processor
-        seconds = min(seconds, run()[0])
-    same = [usual]
-    for count in reversed(fewer if seconds <= SHORT_STEP else []):
+    same = {usual: seconds}
+    for count in fewer:
         with threads(count):
-            taken, found = run()
+            seconds, found = run()
         if all(map(torch.equal, found, results)):
-            same.insert(0, count)
-            seconds = min(seconds, taken)
-    return seconds, same
+            same[count] = seconds
+    return same
 
 
 class Threads:
     """Chooses how many threads train the next epoch, by how long epochs took.
 
     Args:
-        counts: numbers of threads that give the same results; the last is the usual one.
+        seconds: number of threads -> what a step took in a rehearsal.
     """
 
-    def __init__(self, counts: list[int]) -> None:
-        self._usual = counts[-1]
-        self._seconds = dict.fromkeys(reversed(counts), 0.0)
-        self._pauses = dict.fromkeys(counts, _SOON)
-        self._due = dict.fromkeys(counts, 0)
+    def __init__(self, seconds: Mapping[int, float]) -> None:
+        self._seconds = dict(seconds)
+        self._losses = dict.fromkeys(seconds, 1)
+        self._due = dict.fromkeys(seconds, 0)
         self._epochs = -1  # the first, in which steps are traced, does not count
+        for count in seconds:
+            self._put_off(count)
 
     def next(self) -> int:
         """Return the number for the next epoch."""
-        if self._epochs < 0:
-            return self._usual
         fastest = min(self._seconds, key=self._seconds.__getitem__)
         due = (count for count in self._seconds if self._due[count] <= self._epochs)
         return next((count for count in due if count != fastest), fastest)
 
     def took(self, count: int, seconds: float) -> None:
         """Note how long an epoch took."""
+        if not self._epochs:  # what is known of the others is of another scale
+            factor = seconds / self._seconds[count]
+            self._seconds = {known: factor * took for known, took in self._seconds.items()}
         if self._epochs >= 0:
             self._seconds[count] = seconds
-            if seconds > min(self._seconds.values()):
-                self._due[count] = self._epochs + self._pauses[count]
-                self._pauses[count] = min(2 * self._pauses[count], _LATE)
-            else:
-                self._pauses[count] = _SOON
+            self._put_off(count)
         self._epochs += 1
+
+    def _put_off(self, count: int) -> None:
+        """Set when to try a number again that was not the fastest."""
+        slower = self._seconds[count] / min(self._seconds.values())
+        self._losses[count] = self._losses[count] + 1 if slower > 1 else 0
+        pause = _SOON if self._losses[count] < 2 else max(_SOON, round(slower / _TRYING))
+        self._due[count] = self._epochs + pause
 
     @contextmanager
     def epoch(self) -> Iterator[None]:

@@ -1,7 +1,5 @@
 """Which trainer is chosen, and how wide."""
 
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -13,6 +11,7 @@ from droptune.trainers import (
     SerialTrainer,
     choose,
     is_out_of_memory,
+    size,
     why_not_fused,
 )
 
@@ -58,8 +57,7 @@ def timed(monkeypatch):
                 raise seconds
             return seconds
 
-        # By its name in sys.modules: in the package, `choose` is the function.
-        monkeypatch.setattr(sys.modules["droptune.trainers.choose"], "_SMALL", small)
+        monkeypatch.setattr(size, "_SMALL", small)
         monkeypatch.setattr(SerialTrainer, "rehearse", lambda *args: alone)
         monkeypatch.setattr(FusedTrainer, "rehearse", rehearse)
         return tried

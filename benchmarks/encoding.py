@@ -51,6 +51,7 @@ import torch
 from encoding_surrogate import Surrogate, table
 from encoding_tasks import TASKS, Bench, study
 from optuna.trial import FixedTrial
+from scipy.stats import bootstrap
 from throughput import hardware
 
 from droptune import Plan, Study
@@ -65,29 +66,35 @@ BATCH = 5
 ARMS = ("site, plain TPE", "shape", "auto")
 #: How a plan is chosen among those tried.
 CHOICES = ("best value", "best expectation")
+#: What droptune does, and what Optuna does: arm and choice.
+OURS, PEER = "auto; best expectation", "site, plain TPE; best value"
 #: Random plans in the table of a task.
 PLANS = {"transformer": 300}
 #: Tasks that are too slow to train all plans of the searches: they see a surrogate.
 SLOW = ("transformer",)
 #: Fresh seeds that their proposed plans are trained with, at most.
 FEW = 2
+#: Searches whose median is shown: the first seeds.
+FIRST = 10
+#: Seeds of the tasks that are quick to train.
+MANY = {"cancer": 40, "diabetes": 40}
 
 
 class Hunt:
     """One search for a plan: an arm, a seed."""
 
     def __init__(self, one: Study, arm: str, seed: int) -> None:
-        self.space, self._plans = one.space, []
+        self.space = one.space
         fixed = one.space.fixed_plans(one.as_given())
+        probe = FixedTrial(self.space.encode(Plan.none()))
+        self.space.suggest(probe)
+        self._landscape = Landscape(self.space, probe.distributions)
         if arm == ARMS[0]:
             sampler = optuna.samplers.TPESampler(seed=seed)
             fixed = {name: fixed[name] for name in (CONTROL, AS_GIVEN) if name in fixed}
         else:
-            probe = FixedTrial(self.space.encode(Plan.none()))
-            self.space.suggest(probe)
             given = probe.distributions, self.space.settled, self.space.finer
-            landscape = Landscape(self.space, probe.distributions)
-            sampler = make_sampler("tpe", seed, 0, *given, landscape)
+            sampler = make_sampler("tpe", seed, 0, *given, self._landscape)
         self._fixed = list(fixed.values())
         with quiet():
             self.optuna = optuna.create_study(sampler=sampler)
@@ -124,7 +131,8 @@ class Hunt:
         told = self.optuna.get_trials(deepcopy=False)[:trials]
         hopes = [value for value, _ in self.seen[:trials]]
         if choice == CHOICES[1]:
-            hopes = expected(told[-1].distributions, [trial.params for trial in told], hopes)
+            on = {"dropout": "on"}  # plain TPE has no gate
+            hopes = expected(self._landscape, [on | trial.params for trial in told], hopes)
         return self.seen[int(np.argmin(hopes))][1]
 
 
@@ -226,49 +234,82 @@ def cached(task: str, cache: Path, seeds: int, blocks: int) -> dict:
 
 def short(results: dict[str, dict]) -> list[str]:
     """Return a table of how auto's median regret differs from plain TPE's, in percent."""
-    ours, peer = f"{ARMS[2]}; {CHOICES[1]}", f"{ARMS[0]}; {CHOICES[0]}"
     lines = [
         "",
-        f"What droptune does ({ours}) against what Optuna does ({peer}): the change of the median "
-        "regret, and in how many seeds it is lower.",
-        "",
-        f"| task | {' | '.join(f'{budget} trials' for budget in BUDGETS)} |",
-        "|---|" + "---|" * len(BUDGETS),
+        f"What droptune does ({OURS}) against what Optuna does ({PEER}): the change of the median "
+        f"regret over the first {FIRST} seeds, and in how many of them it is lower.",
+        *_head("task"),
     ]
     for task, found in results.items():
-        a, b = (np.array(found["losses"][arm]) - found["best"] for arm in (ours, peer))
-        changes = 100 * (np.median(a, axis=0) / np.median(b, axis=0) - 1)
-        lower = zip(changes, (a < b).sum(axis=0), strict=True)
-        cells = [f"{change:+.0f} %, {count} of {len(a)}" for change, count in lower]
+        ours, peer = (regrets[:FIRST] for regrets in _pair(found))
+        changes = 100 * (np.median(ours, axis=0) / np.median(peer, axis=0) - 1)
+        lower = zip(changes, (ours < peer).sum(axis=0), strict=True)
+        cells = [f"{change:+.0f} %, {count} of {len(ours)}" for change, count in lower]
         lines.append(f"| {TASKS[task][0]} | {' | '.join(cells)} |")
     return lines
 
 
-def report(results: dict[str, dict], seeds: int) -> list[str]:
+def sure(results: dict[str, dict]) -> list[str]:
+    """Return a table of the same over all seeds, with intervals."""
+    lines = [
+        "",
+        "The same over all seeds, with 95 % intervals by the bootstrap over seeds, in pairs "
+        "(scipy, percentiles, 9999 draws):",
+        *_head("task, seeds, regret"),
+    ]
+    for task, found in results.items():
+        ours, peer = _pair(found)
+        for name, middle in (("median", np.median), ("mean", np.mean)):
+            cells = [_change(*pair, middle) for pair in zip(ours.T, peer.T, strict=True)]
+            lines.append(f"| {TASKS[task][0]}; {len(ours)}; {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _change(ours: np.ndarray, peer: np.ndarray, middle: Callable) -> str:
+    """Return the change of a middle of the regrets from the peer's to ours, with its interval."""
+
+    def change(ours: np.ndarray, peer: np.ndarray, axis: int = -1) -> np.ndarray:
+        return 100 * (middle(ours, axis=axis) / middle(peer, axis=axis) - 1)
+
+    drawn = bootstrap((ours, peer), change, paired=True, method="percentile", rng=0)
+    low, high = drawn.confidence_interval
+    return f"{change(ours, peer):+.0f} % [{low:+.0f}, {high:+.0f}]"
+
+
+def _pair(found: dict) -> list[np.ndarray]:
+    """Return the regrets of what droptune does and of what Optuna does, (seeds, budgets) each."""
+    return [np.array(found["losses"][arm]) - found["best"] for arm in (OURS, PEER)]
+
+
+def _head(first: str) -> list[str]:
+    budgets = " | ".join(f"{budget} trials" for budget in BUDGETS)
+    return ["", f"| {first} | {budgets} |", "|---|" + "---|" * len(BUDGETS)]
+
+
+def report(results: dict[str, dict]) -> list[str]:
     lines = [
         "# Encoding auto against TPE over a rate for each site",
         "",
         f"{date.today()}; {hardware('cpu')}; Python {platform.python_version()}, torch "
         f"{torch.__version__}, optuna {optuna.__version__}, scikit-learn {sklearn.__version__}; "
-        f"n = {seeds} seeds; `python benchmarks/encoding.py`.",
+        "`python benchmarks/encoding.py`.",
         "",
-        "Regret of the proposed plan's expected validation loss: median (quartiles). What is "
-        "measured, and how, says the head of `benchmarks/encoding.py`.",
+        "What is measured, and how, says the head of `benchmarks/encoding.py`.",
+        *short(results),
+        *sure(results),
     ]
-    lines += short(results)
     for task, found in results.items():
         lines += [
             "",
             f"## {TASKS[task][0]}, {found['sites']} sites",
             "",
             f"No dropout {found['none']:.4g}, best known {found['best']:.4g}; each the mean of "
-            f"{found['blocks']} fresh seeds. {_source(found)}",
-            "",
-            f"| arm; proposed by | {' | '.join(f'{budget} trials' for budget in BUDGETS)} |",
-            "|---|" + "---|" * len(BUDGETS),
+            f"{found['blocks']} fresh seeds. {_source(found)} Regret of the proposed plan's "
+            f"expected validation loss over the first {FIRST} seeds: median (quartiles).",
+            *_head("arm; proposed by"),
         ]
         for arm, losses in found["losses"].items():
-            regrets = np.array(losses) - found["best"]  # (seeds, budgets)
+            regrets = np.array(losses[:FIRST]) - found["best"]  # (seeds, budgets)
             cells = [_quartiles(column) for column in regrets.T]
             lines.append(f"| {arm} | {' | '.join(cells)} |")
     missing = [name for task, (name, _) in TASKS.items() if task not in results]
@@ -294,15 +335,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--cache", type=Path, required=True, help="a folder for recorded runs")
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=max(MANY.values()), help="of a task, at most")
     parser.add_argument("--judge", type=int, default=32, help="fresh seeds of real training")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # parameters that the surrogate's fit leaves at a bound
     args.cache.mkdir(parents=True, exist_ok=True)
-    blocks = {task: min(args.judge, FEW) if task in SLOW else args.judge for task in args.tasks}
-    results = {task: cached(task, args.cache, args.seeds, n) for task, n in blocks.items()}
-    lines = report(results, args.seeds)
+    sizes = {
+        task: (
+            min(args.seeds, MANY.get(task, FIRST)),
+            min(args.judge, FEW) if task in SLOW else args.judge,
+        )
+        for task in args.tasks
+    }
+    results = {task: cached(task, args.cache, *size) for task, size in sizes.items()}
+    lines = report(results)
     print("\n".join(lines))
     if args.save:
         path = Path(__file__).parent / "results" / "encoding-cpu"

@@ -1,6 +1,7 @@
 """droptune/finalists.py: which plans go to confirmation."""
 
 import numpy as np
+import optuna
 import pytest
 from optuna.trial import FixedTrial
 
@@ -100,3 +101,24 @@ def test_of_two_plans_of_like_results_the_one_whose_neighbours_are_known_is_ahea
     rates = [*np.linspace(0.05, 0.15, 15), 0.6]
     hopes = expected(ONE, at(rates), [0.1, -0.1, 0.0] * 5 + [0.0])
     assert hopes[-1] == max(hopes)
+
+
+SPACES = [
+    {"encoding": "shape", "kinds": ("standard", "gaussian"), "schedules": ("constant", "ramp")},
+    {"encoding": "auto", "tune": {"lr": 1e-3}, "terms": ("none", "r_drop")},
+    {"rates": {"0": (0.0, 0.5, 0.95), "2": (0.0, 0.1)}},
+]
+
+
+@pytest.mark.parametrize("options", SPACES)
+def test_plans_of_every_space_have_expectations(options):
+    """Much dropout at the first site is bad, whatever else a plan has; results are noisy."""
+    space, draw = Space(SITES, **options), np.random.default_rng(0)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    plans = [space.suggest(study.ask()) for _ in range(60)]
+    params = [trial.params for trial in study.trials]
+    known = Landscape(space, study.trials[0].distributions)
+    truth = np.array([plan["0"].rate if "0" in plan else 0.0 for plan in plans])
+    hopes = np.array(expected(known, params, truth + 0.2 * draw.standard_normal(60)))
+    assert np.corrcoef(hopes, truth)[0, 1] > 0.6
+    assert truth[np.argmin(hopes)] < 0.2

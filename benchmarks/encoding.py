@@ -8,11 +8,11 @@ Four tasks on real data (encoding_tasks.py). A search proposes a plan after 20, 
 droptune does; those of the transformer are too slow for it and see a surrogate, a forest fitted
 to a table of trained plans of both spaces, with the noise that was measured
 (encoding_surrogate.py). Optuna proposes the plan with the best value. droptune's first finalist
-is the plan with the best expectation (droptune/finalists.py); the confirmation, which costs
-blocks of its own, is left out on both sides. To tell what is due to the search and what to the
-choice, each arm is judged with both. What counts is the expected loss of that plan, not the
-value that chose it: its mean over fresh seeds, trained. The regret is what it is above the lowest
-of any proposed plan.
+is the plan with the best expectation, told with caution (droptune/finalists.py); the
+confirmation, which costs blocks of its own, is left out on both sides. To tell what is due to the
+search and what to the choice, each arm is judged with both. What counts is the expected loss of
+that plan, not the value that chose it: its mean over fresh seeds, trained. The regret is what it
+is above the lowest of any proposed plan.
 
 Arms:
     site, plain TPE   TPESampler() as Optuna has it, a rate for each site, no gate; no dropout and
@@ -24,14 +24,26 @@ the weights and the shortest length of the landscape, the size of steps, that ev
 a step, and no log of the losses; by the median regret at 20 and 50 trials, 5 to 12 seeds. The
 surrogate of the transformer: by its R2.
 
-Looked at to understand: breast cancer, where an earlier search had failed. Most of that was this
-benchmark, which took the plans of 5 trials after all of them had been asked for: of auto it got
-one plan five times; and its surrogate knew no plans like those of shape. The search chosen on
-digits, and one in which every trial is a step, were then compared there with the one before
-them, and it was built in because it was better; for it breast cancer is no judge of its own.
-The search was judged on diabetes and the transformer once, afterwards. The plans were judged with
-8 fresh seeds at first; on breast cancer that noise was as large as the differences, so all small
-tasks were judged again with 32.
+Chosen on other tasks (wine, Friedman's function, made classes, moons, and digits with a narrow deep
+network; 12 seeds each, judged with 12 fresh seeds): that the expectation is over where plans lie
+and not over their parameters, and that it is a quantile. Against plain TPE with the best value,
+the geometric mean over these tasks of the mean regret's ratio was 0.99, 0.74 and 0.79 at 20, 50
+and 100 trials before, 0.88, 0.68 and 0.78 since. Tried there and left out, being no better: a
+kernel in which near plans share much of their noise, as they were measured to do, in the search
+and in the choice; shorter and longer lengths; a log of the losses. That the kernel is
+learnt seldom changes nothing that could be told on diabetes and Friedman's function, 24 and 12
+seeds in pairs.
+
+Breast cancer is no judge of its own: two searches before this one failed there, and both times
+it was looked at. First, this benchmark took the plans of 5 trials after all of them had been asked
+for, so that auto proposed one plan five times. Then the choice was to blame: near the best plans
+the expected losses differ by 0.002 nats and single results by 0.01, and a Gaussian process over the
+parameters followed single results. Its recorded searches were looked at with the present choice,
+once that had been chosen, before they were run anew.
+
+Differences as small as there cannot be told with 10 seeds: the tasks that are quick to train are
+searched with more, which are no others than the first ones and those that follow. With 8 fresh
+seeds the judge's noise was as large as the differences, so small tasks are judged with 32.
 """
 
 import argparse
@@ -77,7 +89,7 @@ FEW = 2
 #: Searches whose median is shown: the first seeds.
 FIRST = 10
 #: Seeds of the tasks that are quick to train.
-MANY = {"cancer": 40, "diabetes": 40}
+MANY = {"cancer": 40, "diabetes": 30}
 
 
 class Hunt:

@@ -34,6 +34,9 @@ class Refining(BaseSampler):
     `Landscape`. The other trials are the inner sampler's, all finer parameters staying neutral,
     at 0.
 
+    The kernel of the process is learnt from a prefix of the complete trials, by number, and
+    anew when that has grown by a part (`prefix`): a step between costs little.
+
     A step is a function of the complete trials, the seed and the trial's number. A study that is
     interrupted and gone on with goes on as it would have, and where many trials are asked for
     before the first result, all of them are coarse.

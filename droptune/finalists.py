@@ -8,36 +8,37 @@ from typing import Any
 
 import numpy as np
 
+from droptune.landscape import Landscape
 from droptune.plan import Plan
-from droptune.posterior import FEWEST, Posterior, coordinates, kept
+from droptune.posterior import FEWEST
 
 #: Number, plan and value of a trial.
 Tried = tuple[int, Plan, float]
 
 
 def expected(
-    space: Mapping[str, Any], params: Sequence[Mapping[str, Any]], values: Sequence[float]
+    landscape: Landscape, params: Sequence[Mapping[str, Any]], values: Sequence[float]
 ) -> list[float]:
-    """Return the expected objective of plans that were tried, in their order.
+    """Return what plans that were tried are expected to reach, in their order, with caution.
 
-    By the posterior mean of a Gaussian process (droptune/posterior.py), which takes from each
-    result what its neighbours do not bear out. The best of many noisy results is mostly a
-    lucky one (the winner's curse); that the best point tried is told by the posterior mean
-    where results are noisy is after Picheny, Wagner, Ginsbourger 2013,
-    https://doi.org/10.1007/s00158-013-0919-4. Fewer than `FEWEST` results are taken as they
-    are.
+    By the posterior of a Gaussian process over where the plans lie (droptune/landscape.py),
+    which takes from each result what its neighbours do not bear out: the best of many noisy
+    results is mostly a lucky one (the winner's curse). The mean and one deviation more, for of
+    two plans of equal mean the better known one is less likely a disappointment: that the best
+    point tried is told by a quantile of the posterior where results are noisy is after Picheny,
+    Ginsbourger, Richet, Caplin 2013, https://doi.org/10.1080/00401706.2012.707580. Fewer than
+    `FEWEST` results are taken as they are.
 
     Args:
-        space: parameter -> its Optuna distribution.
+        landscape: of the study.
         params: of the plans.
         values: of the results, to be made small.
     """
     if len(values) < FEWEST:
         return list(values)
-    points = np.hstack([*coordinates(space, params).values()])
-    known = kept(values)
-    model = Posterior(points[known], [values[i] for i in known])
-    return model.mean(points).tolist()
+    model = landscape.posterior(params, values)
+    parts = np.array_split(landscape.points(params), 1 + len(params) // 1000)  # for memory
+    return [float(high) for points in parts for high in model.bound(points)]
 
 
 def promising(tried: Sequence[Tried], hopes: Mapping[int, float], k: int) -> list[Tried]:

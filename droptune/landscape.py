@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from droptune.encodings import HIGHEST_ELSEWHERE, group_of
-from droptune.posterior import Posterior, coordinates, kept
+from droptune.posterior import Learnt, Posterior, coordinates, kept
 
 #: Weights of the mean over all sites, of the mean and the slope of each group, of each site, and
 #: of what is no rate, such as a kind. Coarse first: their order is the idea, their size a guess.
@@ -75,13 +75,19 @@ class Landscape:
         others = coordinates(self._others, params)
         return np.hstack([*columns, *(OTHER * block for block in others.values())])
 
-    def posterior(self, params: Sequence[Mapping[str, Any]], values: Sequence[float]) -> Posterior:
+    def posterior(
+        self,
+        params: Sequence[Mapping[str, Any]],
+        values: Sequence[float],
+        learnt: Learnt | None = None,
+    ) -> Posterior:
         """Return what results say, of very many those that count most.
 
         Args:
             params: of the plans.
             values: of the results, to be made small.
+            learnt: by an earlier posterior, from some of these results.
         """
         known = kept(values)
         points = self.points([params[i] for i in known])
-        return Posterior(points, [values[i] for i in known], SHORTEST)
+        return Posterior(points, [values[i] for i in known], SHORTEST, learnt)

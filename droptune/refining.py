@@ -14,10 +14,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from droptune.candidates import Candidates
 from droptune.landscape import Landscape
-from droptune.posterior import FEWEST, Posterior
+from droptune.posterior import FEWEST, Learnt, Posterior
 
 #: No step goes to a higher rate at any site: a slope could lift one out of sight of the others.
 HIGHEST = 0.8
+#: The kernel is learnt anew when there are so many times as many results: it takes a while, and
+#: a few more results hardly change it.
+GROWTH = 1.25
 
 
 class Refining(BaseSampler):
@@ -30,6 +33,9 @@ class Refining(BaseSampler):
     https://arxiv.org/abs/1705.09236). How coarse or fine a step is says the posterior: see
     `Landscape`. The other trials are the inner sampler's, all finer parameters staying neutral,
     at 0.
+
+    The kernel of the process is learnt from a prefix of the complete trials, by number, and
+    anew when that has grown by a part (`prefix`): a step between costs little.
 
     A step is a function of the complete trials, the seed and the trial's number. A study that is
     interrupted and gone on with goes on as it would have, and where many trials are asked for
@@ -56,11 +62,14 @@ class Refining(BaseSampler):
         self._space = {n: d for n, d in landscape.parameters.items() if n not in settled}
         self._fixed = {**settled, **dict.fromkeys(finer, 0.0)}
         self._candidates = Candidates(self._space, finer)
-        self._known: tuple[int, Any] = 0, None  # at so many complete trials
+        #: At so many complete trials: the posterior, and the best plan's parameters.
+        self._known: tuple[int, Any] = 0, None
+        #: From the trials with these numbers: what serves for more.
+        self._learnt: tuple[list[int], Learnt | None] = [], None
 
     def remember(self, other: "Refining") -> None:
         """Take over what another one of the same study has learnt; learning takes a while."""
-        self._known = other._known
+        self._known, self._learnt = other._known, other._learnt
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Tell the inner sampler."""
@@ -103,10 +112,20 @@ class Refining(BaseSampler):
     def _learn(
         self, study: Study, complete: Sequence[FrozenTrial]
     ) -> tuple[Posterior, dict[str, Any]]:
-        """Return the posterior, and the parameters of the best plan by it."""
+        """Return the posterior, and the parameters of the best plan by it.
+
+        Its kernel is learnt from the first of the trials by number, see `prefix`: who goes on
+        with the study learns the same.
+        """
         sign = 1 if study.directions[0] == StudyDirection.MINIMIZE else -1
         params = [trial.params for trial in complete]
-        model = self._landscape.posterior(params, [sign * trial.values[0] for trial in complete])
+        values = [sign * trial.values[0] for trial in complete]
+        first = prefix(len(complete))
+        numbers = [trial.number for trial in complete[:first]]
+        if self._learnt[0] != numbers:
+            early = self._landscape.posterior(params[:first], values[:first])
+            self._learnt = numbers, early.learnt
+        model = self._landscape.posterior(params, values, self._learnt[1])
         return model, params[int(np.argmin(model.mean(self._landscape.points(params))))]
 
     def sample_independent(
@@ -134,3 +153,11 @@ class Refining(BaseSampler):
 
 def _complete(study: Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def prefix(count: int) -> int:
+    """Return from how many of these trials the kernel is learnt: most of them, by steps."""
+    size = FEWEST
+    while (larger := int(size * GROWTH)) <= count:
+        size = larger
+    return size

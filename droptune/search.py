@@ -112,14 +112,14 @@ class Search(Trials):
         with quiet():
             probe = FixedTrial(space.encode(Plan.none()))
             space.suggest(probe)
+            landscape = Landscape(space, probe.distributions)
             settings = {"space": probe.distributions, "settled": space.settled}
             if space.finer:
-                settings |= {"finer": space.finer}
-                settings |= {"landscape": Landscape(space, probe.distributions)}
+                settings |= {"finer": space.finer, "landscape": landscape}
             self._make_sampler = partial(make_sampler, sampler, seed, **settings)
             self._pruner = make_pruner(pruner, tuple(rungs), epochs)
             self._make_sampler(0)  # refused, if it is to be refused, before anything is stored
-        super().__init__(self._copied, space.suggest, probe.distributions, directions, patience)
+        super().__init__(self._copied, space.suggest, landscape, directions, patience)
         self._record = Record(url, name, directions, prepare_engine)
         try:
             trials = self._record.trials

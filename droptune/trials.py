@@ -5,14 +5,14 @@ Part of search.py, which adds asking and telling.
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.distributions import BaseDistribution
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from droptune.finalists import Tried, expected, promising
+from droptune.landscape import Landscape
 from droptune.patience import Outlook, Patience
 from droptune.plan import Plan
 from droptune.quiet import quiet
@@ -82,7 +82,7 @@ class Trials:
     Args:
         trials: returns them, by number.
         suggest: a trial with parameters -> its plan.
-        parameters: of every trial.
+        landscape: where the plans lie, and what their parameters are.
         directions: of the objectives.
         patience: see `Outlook`.
     """
@@ -91,13 +91,14 @@ class Trials:
         self,
         trials: Callable[[], Sequence[FrozenTrial]],
         suggest: Callable[[Any], Plan],
-        parameters: Mapping[str, BaseDistribution],
+        landscape: Landscape,
         directions: Sequence[str],
         patience: int,
     ) -> None:
         self._trials, self._suggest = trials, suggest
         self._known = _Known(trials)
-        self._parameters, self._directions = parameters, directions
+        self._landscape, self._directions = landscape, directions
+        self._parameters = landscape.parameters
         self._patience = Patience(patience)
         self._plans: dict[int, Plan] = {}
         #: At so many complete trials: number -> what its plan is expected to reach.
@@ -154,7 +155,7 @@ class Trials:
         numbers = [trial.number for trial in self._complete()]
         if self._hopes[0] != len(numbers):
             params, values, _ = zip(*self._told(), strict=True)
-            hopes = expected(self._parameters, params, values)
+            hopes = expected(self._landscape, params, values)
             self._hopes = len(numbers), dict(zip(numbers, hopes, strict=True))
         return self._hopes[1]
 

@@ -64,11 +64,12 @@ def test_the_gain_and_the_noise_are_in_the_unit_of_the_objective():
     assert large.noise == pytest.approx(1000 * small.noise, rel=0.01)
 
 
-def test_a_plan_that_diverged_almost_does_not_hide_what_is_to_be_gained():
-    found = results(30)
+@pytest.mark.parametrize("count", [25, 30, 35, 40])
+def test_a_plan_that_diverged_almost_does_not_hide_what_is_to_be_gained(count):
+    found = results(count)
     calm = look_ahead(SPACE, found, 10)
     wild = look_ahead(SPACE, [(found[0][0], 1e9, True), *found[1:]], 10)
-    assert calm.gain / 2 < wild.gain < 2 * calm.gain
+    assert calm.gain / 5 < wild.gain < 5 * calm.gain
 
 
 def test_equal_results_leave_nothing_to_gain():

@@ -7,7 +7,7 @@ from optuna.trial import FixedTrial, FrozenTrial
 from droptune import Plan, Space
 from droptune.landscape import Landscape
 from droptune.posterior import FEWEST
-from droptune.refining import HIGHEST
+from droptune.refining import GROWTH, HIGHEST, prefix
 from droptune.samplers import make_sampler, quiet
 from droptune.sites import Site
 
@@ -123,7 +123,7 @@ def test_steps_are_on_the_grid_and_at_no_site_too_high(refined):
                 assert trial.distributions[name]._contains(value)
         assert trial.params["dropout"] == "on"
         plan = SPACE.suggest(FixedTrial(trial.params))
-        assert max(entry.rate for entry in plan.values()) <= HIGHEST
+        assert max((entry.rate for entry in plan.values()), default=0.0) <= HIGHEST
 
 
 def test_steps_go_to_other_kinds_too_and_then_keep_to_the_better_one():
@@ -218,3 +218,28 @@ def test_results_that_say_nothing_or_are_enormous_do_no_harm():
         for i in range(FEWEST + 6):
             study.tell(asked(study)[0], values[i % len(values)])
         assert len({str(trial.params) for trial in study.trials}) > FEWEST
+
+
+def test_the_kernel_is_learnt_from_most_of_the_trials_and_seldom():
+    sizes = [prefix(count) for count in range(FEWEST, 301)]
+    assert all(count / GROWTH - 1 < size <= count for count, size in enumerate(sizes, FEWEST))
+    assert len(set(sizes)) < 20
+    assert sizes == sorted(sizes)
+
+
+def test_the_kernel_is_of_the_same_trials_however_late_one_of_them_ended():
+    study = start()
+    first = [asked(study) for _ in range(4)]
+    for trial, plan in first[:3]:
+        study.tell(trial, loss(plan))
+    run(study, 40)
+    step = next(plan for trial, plan in (asked(study) for _ in range(2)) if trial.number % 2)
+    study.tell(first[3][0], loss(first[3][1]))
+    for more in (0, 6):  # the kernel stays, more results do not
+        run(study, more)
+        anew = start(past=len(study.trials))
+        anew.add_trials(study.trials)
+        odd = slice(1 - len(anew.trials) % 2, None, 2)
+        plans = [[asked(one)[1] for _ in range(6)] for one in (study, anew)]
+        assert plans[0][odd] == plans[1][odd]
+        assert step not in plans[0]

@@ -1,7 +1,5 @@
 """Several workers on one study: each takes over what the others have stored."""
 
-from types import SimpleNamespace
-
 import pytest
 from optuna.trial import TrialState
 
@@ -104,7 +102,6 @@ def test_a_trial_that_is_given_up_is_an_orphan(search):
 
 def test_of_what_others_have_told_only_the_new_curves_are_read(search):
     space, read = TinySpace(), []
-    space.sites = [SimpleNamespace(name=name) for name in "02"]
     options = {"space": space, "pruner": "paired", "curves": lambda which: read.append(which) or {}}
     one, other = search(**options), search(**options)
     assert read == [None, None], "all, at the opening"

@@ -3,9 +3,11 @@
 import contextlib
 from typing import ClassVar
 
+import numpy as np
 import optuna
 
 from droptune.plan import Entry, Plan
+from droptune.sites import Site
 
 
 class TinySpace:
@@ -13,6 +15,8 @@ class TinySpace:
 
     settled: ClassVar[dict] = {}
     finer: ClassVar[dict] = {}
+    spelled = ("front", "back")
+    sites = tuple(Site(name, name, "output", "hidden", "NF", int(name), (9,)) for name in "02")
 
     def __init__(self, high=0.6, kinds=("standard", "gaussian")):
         self.high, self.kinds = high, list(kinds)
@@ -22,6 +26,9 @@ class TinySpace:
         back = trial.suggest_float("back", 0.0, self.high)
         kind = trial.suggest_categorical("kind", self.kinds)
         return Plan({"0": Entry(kind, front), "2": Entry(kind, back)})
+
+    def rates_of(self, columns):
+        return np.array([columns["front"], columns["back"]]).T
 
     def given(self, number):
         return {}

@@ -254,12 +254,16 @@ def played(args: argparse.Namespace) -> list[dict]:
     """Play all settings, in as many processes as asked; say how far it is."""
     rows, started, total = [], time.perf_counter(), len(args.sets) * args.settings
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with tempfile.TemporaryDirectory() as folder, context.Pool(args.processes) as pool:
-        for row in pool.imap(play, tasks(args, folder), chunksize=4):
-            rows.append(row)
-            if len(rows) % 50 == 0 or len(rows) == total:
-                seconds = time.perf_counter() - started
-                print(f"{len(rows)} of {total} settings, {seconds:.0f} s", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        # Made before the processes: where the tables are missing, the pool's thread that asks
+        # for tasks would end without a word, and everybody would wait for it.
+        given = list(tasks(args, folder))
+        with context.Pool(args.processes) as pool:
+            for row in pool.imap(play, given, chunksize=4):
+                rows.append(row)
+                if len(rows) % 50 == 0 or len(rows) == total:
+                    seconds = time.perf_counter() - started
+                    print(f"{len(rows)} of {total} settings, {seconds:.0f} s", file=sys.stderr)
     return rows
 
 

@@ -2,8 +2,8 @@
 
 Found: undecided. The chosen finalist differs from no dropout by +0.0026 nats of validation loss
 (+3.5 %), 95 % interval [-0.0038, +0.0091], p = 0.42 over 10 paired seeds; these show effects from
-0.0087 nats (12 %) on with 80 % power, and about 77 further seeds would decide. 60 epochs; less
-than half a minute on 2 cores of an AMD EPYC (Zen 5), torch 2.13.0.
+0.0087 nats (12 %) on with 80 % power, and about 77 further seeds would decide. 60 epochs;
+11 s on 2 cores of an AMD EPYC (Zen 5), torch 2.13.0.
 """
 
 from torch import nn

@@ -43,6 +43,12 @@ class Split:
         """Return this split on `device`; itself if it is there already."""
         return replace(self, x=self.x.to(device), y=self.y.to(device))
 
+    def ends(self, size: int) -> "Split":
+        """Return the first batch of this size and the last, which may be smaller, of its rows."""
+        n = len(self)
+        rows = [*range(min(size, n)), *range(max(size, n - n % size), n)]
+        return replace(self, x=self.x[rows], y=self.y[rows])
+
 
 class Data:
     """What a study trains and is judged on.

@@ -8,7 +8,7 @@ alone, and one shared stream of noise is thresholded at each member's own rate.
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -61,6 +61,7 @@ from droptune.trainers.stacking import (
     groups_of,
     pace_of,
     repeated,
+    row_paces,
     width_for,
 )
 from droptune.trainers.statistics import recalibrate
@@ -91,8 +92,7 @@ class FusedTrainer:
         self.clock = 0
         self._data = task.data.to(self.device)
         self._programs: dict[tuple, deque[Program]] = {}
-        self._steps = {torch.get_num_threads(): 1.0}  # seconds, by number of threads
-        self._threads: dict[int, Threads] = {}
+        self._threads: dict[int, Threads] = {}  # by width, of steps that were rehearsed
         keep_freed_memory()
 
     def begin(self, seed: int, clock: int = 0) -> None:
@@ -174,14 +174,15 @@ class FusedTrainer:
         for slot, plan in self._plans.items():
             if plan.moves:
                 self._set_rates(slot)
-        with torch.random.fork_rng(self._gpus()), fast_products(self.device):
+        with torch.random.fork_rng(self._gpus()):
             torch.manual_seed(derive(self._seed, "model", self.clock))
-            known = self._threads.setdefault(len(self._rows), Threads(self._steps))
-            with known.epoch():
+            kept = KeptOutputs(self.task)
+            with self._some_threads():
                 losses = self._train()
                 if self.task.recalibrate:
                     self._recalibrate()
-                scores = self._score(self._data.val, "val")
+                totals = self._evaluated(self._data.val, kept)
+            scores = kept.all_scores(totals, self._data.val.y, "val", self._rows)
         self.clock += 1
         members = {slot: row for row, slot in enumerate(self._rows) if slot is not None}
         seconds = (time.perf_counter() - started) / len(members)
@@ -197,9 +198,11 @@ class FusedTrainer:
     def test(self) -> Mapping[int, dict[str, float]]:
         if self._data.test is None or not self._plans:
             return {slot: {} for slot in self._plans}
-        with torch.random.fork_rng(self._gpus()), fast_products(self.device):
+        with torch.random.fork_rng(self._gpus()):
             torch.manual_seed(derive(self._seed, "test"))
-            scores = self._score(self._data.test, "test")
+            kept = KeptOutputs(self.task)
+            totals = self._evaluated(self._data.test, kept)
+            scores = kept.all_scores(totals, self._data.test.y, "test", self._rows)
         return {
             slot: {name: values[row] for name, values in scores.items()}
             for row, slot in enumerate(self._rows)
@@ -237,9 +240,17 @@ class FusedTrainer:
             )
         run = partial(self._first_steps, members, steps)
         if self.device.type == "cpu" and is_small(self.task, members):
-            self._steps = rehearsed(run)
-            return min(self._steps.values()) / members
+            seconds = rehearsed(run)
+            self._threads = {len(self._rows): Threads(seconds)}
+            return min(seconds.values()) / members
         return run()[0] / members
+
+    def _some_threads(self) -> AbstractContextManager:
+        """Choose how many threads train an epoch, if its steps are such as were rehearsed."""
+        known = self._threads.get(len(self._rows))
+        terms = any(plan.term for plan in self._plans.values())
+        others = terms or self.task.recalibrate or shares_of(self._rows, self._plans) is not None
+        return nullcontext() if known is None or others else known.epoch()
 
     def _first_steps(self, members: int, steps: int) -> tuple[float, list[Tensor]]:
         """Train for some steps from the start; return seconds a step, and what came of them."""
@@ -247,14 +258,14 @@ class FusedTrainer:
         for slot in range(members):
             self.start(slot, self.task.rehearsed)
         seed_noise(self._model, 0)
-        with torch.random.fork_rng(self._gpus()), fast_products(self.device):
+        with torch.random.fork_rng(self._gpus()):
             torch.manual_seed(0)
             started = time.perf_counter()
             losses = self._train(steps)
             losses.tolist()  # read back, so that the device has finished
             seconds = (time.perf_counter() - started) / min(steps, self.task.steps)
-            val, size = self._data.val, EVAL_BATCHES * self.task.batch_size
-            totals = self._evaluated(Split(val.x[:size], val.y[:size]), KeptOutputs(self.task))
+            ends = self._data.val.ends(EVAL_BATCHES * self.task.batch_size)
+            totals = self._evaluated(ends, KeptOutputs(self.task))
         return seconds, [losses, *totals.values(), *self._stacks().values()]
 
     def save(self) -> Saved:
@@ -317,11 +328,13 @@ class FusedTrainer:
         for place, row in enumerate(kept):
             self._rows[place] = rows[row]
 
+    # Steps
+
     def _train(self, steps: int | None = None) -> Tensor:
         """Train for one epoch, or some of its steps; return each row's mean loss of an epoch."""
         data, task = self._data.train, self.task
         order = batches(len(data), task.batch_size, self._seed, self.clock, self.device)
-        groups = groups_of(self._row_paces())
+        groups = groups_of(row_paces(self._rows, self._paces))
         total = torch.zeros(len(self._rows), device=self.device)
         needs, values = needs_of(task, self._rows, self._plans, self._paces)
         shares = shares_of(self._rows, self._plans)
@@ -339,21 +352,6 @@ class FusedTrainer:
                 pace.age += 1
             total += summed(task.loss, loss, batch[1])
         return total / counted(task.loss, data.y)
-
-    def _row_paces(self) -> list[Pace]:
-        """Return a pace for every row; a free row takes a neighbour's, to be stepped with it."""
-        paces = [self._paces.get(slot) if slot is not None else None for slot in self._rows]
-        last = next(pace for pace in paces if pace is not None)
-        return [last := pace or last for pace in paces]
-
-    def _score(self, split: Split, prefix: str) -> dict[str, list[float]]:
-        """Return metric name -> values by row, on a split, in eval mode."""
-        kept = KeptOutputs(self.task)
-        totals = self._evaluated(split, kept)
-        # Divided as doubles: equal counts of hits must differ by exactly nothing.
-        count = int(counted(self.task.loss, split.y))
-        means = {f"{prefix}_{n}": [v / count for v in t.tolist()] for n, t in totals.items()}
-        return means | kept.stacked_scores(split.y, prefix, self._rows)
 
     def _evaluated(self, split: Split, kept: KeptOutputs) -> dict[str, Tensor]:
         """Return loss and hits of each row, summed over a split; `kept` receives the outputs."""
@@ -386,19 +384,22 @@ class FusedTrainer:
         flat = *self._params.values(), *self._buffers.values(), *batch
         key = (mode, len(self._rows), batch[0].shape, needs, len(batch))
         known = self._programs.setdefault(key, deque(maxlen=_WAYS))
-        for program in known:
-            if program.holds(*flat):
-                return program(*flat)
-        step = partial(self._train_step, needs) if mode == "train" else self._eval_step
-        standing = self._standing()
-        known.appendleft(traced(step, flat, standing, self._model, self._gpus(), bool(needs)))
-        return known[0](*flat)
+        program = next((one for one in known if one.holds(*flat)), None)
+        if program is None:
+            step = partial(self._train_step, needs) if mode == "train" else self._eval_step
+            standing = self._standing()
+            program = traced(step, flat, standing, self._model, self._gpus(), bool(needs))
+            known.appendleft(program)
+        with fast_products(self.device):
+            return program(*flat)
 
     def _standing(self) -> list[Stands]:
         """Tell what of the stacks is the same at the next step, in their order."""
-        trained = {*self._params, *self._trained}
+        # What a model keeps may change unseen: BatchNorm's statistics do, without a new version.
+        ours = {name for name in self._buffers if name.rpartition(".")[0] in self._kinds.values()}
+        ours -= {*self._trained}
         names = (*self._params, *self._buffers)
-        return [Stands.MEMORY if name in trained else Stands.VALUE for name in names]
+        return [Stands.VALUE if name in ours else Stands.MEMORY for name in names]
 
     def _named(self, flat: tuple[Tensor, ...]) -> tuple[dict, dict, tuple[Tensor, ...]]:
         """Return parameters and buffers by name, and what comes behind them."""

@@ -8,7 +8,12 @@ from torch.fx import Graph, Node
 _aten = torch.ops.aten
 
 #: Calls whose result shares memory with their first argument although their schema is silent.
-_SHARING = {_aten._unsafe_view.default, _aten.unsafe_split.Tensor, operator.getitem}
+_SHARING = {
+    _aten._unsafe_view.default,
+    _aten.unsafe_split.Tensor,
+    _aten.unsafe_split_with_sizes.default,
+    operator.getitem,
+}
 
 
 def is_random(node: Node) -> bool:

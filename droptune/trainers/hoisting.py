@@ -91,13 +91,11 @@ def _standing(graph: Graph, arguments: Sequence[Stands]) -> dict[Node, Stands]:
     """
     families = families_of(graph)
     writers = [node for node in graph.nodes if writes(node)]
-    # Into what was given nothing is written but at each call.
-    written = {
-        member
-        for node in writers
-        if any(member.op != "call_function" for member in families[node])
-        for member in families[node]
-    }
+    # Into what was given nothing is written but at each call; and what is handed out belongs to
+    # the caller, who may write into it.
+    owned = [n for n in writers if any(m.op != "call_function" for m in families[n])]
+    owned += next(node for node in graph.nodes if node.op == "output").all_input_nodes
+    written = {member for node in owned for member in families[node]}
     order = {node: place for place, node in enumerate(graph.nodes)}
     while True:
         found = _found(graph, arguments, written)
@@ -128,17 +126,15 @@ def _found(graph: Graph, arguments: Sequence[Stands], written: set[Node]) -> dic
             found[node] = next(given)
             if node in written:
                 found[node] = min(found[node], Stands.MEMORY)
-        elif node.op == "get_attr":
-            found[node] = Stands.MEMORY if node in written else Stands.VALUE
+        elif node.op == "get_attr":  # a generator, or a tensor that a model keeps as it likes
+            found[node] = Stands.MEMORY
         else:
             found[node] = _of_call(node, found, written)
     return found
 
 
 def _of_call(node: Node, found: dict[Node, Stands], written: set[Node]) -> Stands:
-    # What is handed out belongs to the caller, who may write into it.
-    handed_out = any(user.op == "output" for user in node.users)
-    if node.op == "output" or handed_out or is_random(node):
+    if node.op == "output" or is_random(node):
         return Stands.NOTHING
     sources = {found[source] for source in node.all_input_nodes}
     if node.target in _VIEWS:

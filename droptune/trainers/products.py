@@ -48,22 +48,21 @@ class _Switch:
     """The setting, which is one for the process, for as long as any thread wants it."""
 
     def __init__(self) -> None:
-        self._lock, self._wanted = threading.Lock(), 0
-        self._before = ""
+        self._lock, self._wanted, self._set = threading.Lock(), 0, False
 
     def on(self) -> None:
         with self._lock:
             self._wanted += 1
             if self._wanted == 1:
-                self._before = _setting().fp32_precision
-                if self._before == "none":
+                self._set = _setting().fp32_precision == "none"
+                if self._set:
                     _setting().fp32_precision = "bf16"
 
     def off(self) -> None:
         with self._lock:
             self._wanted -= 1
-            if not self._wanted:
-                _setting().fp32_precision = self._before
+            if not self._wanted and self._set and _setting().fp32_precision == "bf16":
+                _setting().fp32_precision = "none"
 
 
 _SWITCH = _Switch()
@@ -80,8 +79,9 @@ def _pays() -> bool:
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
     if not wide or _is_intels() or not hasattr(_setting(), "fp32_precision"):
         return False
-    draw = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(shape, generator=draw) for shape in ((8, 64, 128), (8, 128, 64)))
+    draw = torch.Generator("cpu").manual_seed(0)
+    kind = {"generator": draw, "dtype": torch.float32, "device": "cpu"}
+    a, b = (torch.randn(shape, **kind) for shape in ((8, 64, 128), (8, 128, 64)))
     true, usual = torch.bmm(a.double(), b.double()), torch.bmm(a, b)
     _SWITCH.on()
     try:

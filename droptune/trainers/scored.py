@@ -5,7 +5,7 @@ needs all of them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from droptune.data import Split
 from droptune.errors import StudyError, TrainingError
 from droptune.metrics import PREFIX, Metric, by_name, scores, why_undefined
 from droptune.trainers.base import Task, build, checked_output, first_line, kept_generators
+from droptune.trainers.ignored import counted
 
 #: Samples whose outputs stand for those of a split when metrics are tried out.
 _TRIED = 256
@@ -64,6 +65,22 @@ class KeptOutputs:
         if not self._metrics:
             return {}
         return self._of(torch.cat(self._parts), y, prefix)
+
+    def all_scores(
+        self, totals: Mapping[str, Tensor], y: Tensor, prefix: str, rows: Sequence[int | None]
+    ) -> dict[str, list[float]]:
+        """Return name -> values by row: the means of sums over a split, and the metrics.
+
+        Args:
+            totals: name -> sums over a split, one a row.
+            y: its targets.
+            prefix: of the split.
+            rows: the slot of each row.
+        """
+        # Divided as doubles: equal counts of hits must differ by exactly nothing.
+        count = int(counted(self._task.loss, y))
+        means = {f"{prefix}_{n}": [v / count for v in t.tolist()] for n, t in totals.items()}
+        return means | self.stacked_scores(y, prefix, rows)
 
     def stacked_scores(
         self, y: Tensor, prefix: str, rows: Sequence[int | None]

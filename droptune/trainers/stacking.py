@@ -6,7 +6,7 @@ without pruning that is all of them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import groupby
 
@@ -37,6 +37,18 @@ def pace_of(task: Task, plan: Plan) -> Pace:
     """Return the pace of a new member: the task's, where its plan says nothing of it."""
     said = plan.training
     return Pace(said.get("lr", task.lr), said.get("weight_decay", task.weight_decay))
+
+
+def row_paces(rows: Sequence[int | None], paces: Mapping[int, Pace]) -> list[Pace]:
+    """Return a pace for every row; a free row takes a neighbour's, to be stepped with it.
+
+    Args:
+        rows: the slot of each.
+        paces: slot -> its member's.
+    """
+    found = [None if slot is None else paces[slot] for slot in rows]
+    last = next(pace for pace in found if pace is not None)
+    return [last := pace or last for pace in found]
 
 
 @dataclass(frozen=True)
@@ -108,26 +120,33 @@ class StackedAdamW(StackedOptimizer):
 
     buffers = ("exp_avg", "exp_avg_sq")
 
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        super().__init__(params)
+        types = [param.dtype for param in self.params]
+        # Kernels for GPUs take tensors of one type at a time.
+        self._alike = [[i for i, t in enumerate(types) if t == one] for one in dict.fromkeys(types)]
+
     def _update(self, stacks: list[list[Tensor]], lr: float, decay: float, age: int) -> None:
-        params, grads, means, squares = stacks
         # `torch.optim.adamw.adamw` ends in this call; what it does before takes longer than
         # the arithmetic of small models.
-        step = torch.full((), age + 1.0, device=params[0].device)
-        torch._fused_adamw_(
-            params,
-            grads,
-            means,
-            squares,
-            [],
-            [step] * len(params),
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=lr,
-            weight_decay=decay,
-            eps=1e-8,
-            maximize=False,
-        )
+        step = torch.full((), age + 1.0, dtype=torch.float32, device=stacks[0][0].device)
+        for places in self._alike:
+            params, grads, means, squares = ([stack[i] for i in places] for stack in stacks)
+            torch._fused_adamw_(
+                params,
+                grads,
+                means,
+                squares,
+                [],
+                [step] * len(params),
+                amsgrad=False,
+                beta1=0.9,
+                beta2=0.999,
+                lr=lr,
+                weight_decay=decay,
+                eps=1e-8,
+                maximize=False,
+            )
 
 
 class StackedSGD(StackedOptimizer):

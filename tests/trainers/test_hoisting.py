@@ -88,6 +88,38 @@ def test_results_belong_to_the_caller():
     assert torch.equal(program(x, rate)[1], rate * 2)
 
 
+def test_views_of_results_belong_to_the_caller_too():
+    x, rate = example(2)
+
+    def function(x, rate):
+        return [x + 1, (rate * 2).view(-1)]
+
+    program = trace(function, [x, rate], [Stands.NOTHING, Stands.VALUE])
+    program(x, rate)[1].zero_()
+    torch.testing.assert_close(program(x, rate)[1], (rate * 2).view(-1))
+
+
+def test_what_is_written_through_a_part_does_not_stand():
+    x, rate = example(2)
+
+    def function(x, rate):
+        share = rate * 2
+        aten.unsafe_split_with_sizes(share, [1, 3])[0].add_(x[:1])
+        return [share + 0]
+
+    program = trace(function, [x, rate], [Stands.NOTHING, Stands.VALUE])
+    for _ in range(2):
+        torch.testing.assert_close(program(x, rate)[0], function(x, rate)[0])
+
+
+def test_a_tensor_that_a_model_keeps_is_read_at_each_call():
+    (x,), kept = example(1), torch.ones(4)
+    program = trace(lambda x: [x + kept.exp()], [x])
+    program(x)
+    kept.zero_()
+    torch.testing.assert_close(program(x)[0], x + 1)
+
+
 def test_values_are_taken_anew_where_somebody_wrote_into_them():
     x, rate = example(2)
     program = trace(scaled, [x, rate], [Stands.NOTHING, Stands.VALUE])

@@ -58,6 +58,27 @@ def test_what_the_user_set_stands():
         matmul.fp32_precision = "none"
 
 
+@pays
+def test_what_holds_for_all_of_torch_stays_inherited():
+    torch.backends.fp32_precision = "ieee"
+    try:
+        with fast_products(CPU):
+            assert precision() == "ieee"
+    finally:
+        torch.backends.fp32_precision = "none"
+    assert precision() == "none"
+
+
+@pays
+def test_what_is_set_within_stands():
+    try:
+        with fast_products(CPU):
+            torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+        assert precision() == "ieee"
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
 @pytest.mark.parametrize("inner", [10, 128, 1000])
 def test_products_are_those_of_float32(inner):
     draw = torch.Generator().manual_seed(0)

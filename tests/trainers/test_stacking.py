@@ -110,3 +110,18 @@ def test_state_tensors_are_those_that_are_stepped():
     assert [t.shape for t in mine.tensors()] == [p.shape for p in stacks(2)] * 2
     mine.step(stacks(2, seed=1), groups_of([Pace(0.1, 0.0)] * 2), [0.1])
     assert all(tensor.abs().sum() > 0 for tensor in mine.tensors())
+
+
+def test_parameters_of_two_types_are_stepped_apart(monkeypatch):
+    kernel, types = torch._fused_adamw_, []
+
+    def seen(params, *rest, **options):
+        types.append({tensor.dtype for tensor in params})
+        return kernel(params, *rest, **options)
+
+    monkeypatch.setattr(torch, "_fused_adamw_", seen)
+    params = [torch.ones(2, 3), torch.ones(2, 3, dtype=torch.float64), torch.ones(2, 4)]
+    mine = StackedAdamW(params)
+    mine.step([torch.ones_like(p) for p in params], groups_of([Pace(0.1, 0.0)] * 2), [0.1])
+    assert types == [{torch.float32}, {torch.float64}]
+    assert all(torch.allclose(p, torch.full_like(p, 0.9)) for p in params)

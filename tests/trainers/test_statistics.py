@@ -169,3 +169,36 @@ def test_what_cannot_be_recalibrated_is_refused(tmp_path):
         StudyError, match="^recalibrate is for droptune's own training; with train="
     ):
         study("sqlite://", recalibrate=True, train=lambda model, seed, device: iter(()))
+
+
+class Folded(nn.Module):
+    """Folds its batch norm into the layer before it in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.norm, self.outer = (
+            nn.Linear(6, 8, bias=False),
+            nn.BatchNorm1d(8),
+            nn.Linear(8, 3),
+        )
+
+    def forward(self, x):
+        h = self.inner(x)
+        if self.training:
+            return self.outer(self.norm(h).relu())
+        scale = self.norm.weight / (self.norm.running_var + self.norm.eps).sqrt()
+        h = (h - self.norm.running_mean) * scale + self.norm.bias
+        return self.outer(h.relu())
+
+
+def test_what_a_model_keeps_is_never_stale(make_task, make_data):
+    """BatchNorm changes its statistics without a new version of the tensors."""
+    task = make_task(make_data(rows=40), model=Folded, kinds={})
+    losses = {}
+    for kind in (SerialTrainer, FusedTrainer):
+        trainer = kind(task, 1)
+        trainer.begin(3)
+        trainer.start(0, Plan.none())
+        losses[kind] = [trainer.epoch()[0].metrics["val_loss"] for _ in range(4)]
+    assert losses[FusedTrainer] == pytest.approx(losses[SerialTrainer], rel=1e-4)
+    assert len(set(losses[SerialTrainer])) == 4

@@ -86,11 +86,11 @@ def test_only_numbers_with_the_same_results_are_used(two_threads):
 def test_large_steps_take_all_threads(make_task, make_data, two_threads, monkeypatch):
     trainer = FusedTrainer(make_task(make_data(rows=40)), 2)
     trainer.rehearse(2, 4)
-    assert set(trainer._steps) == {1, 2}
+    assert set(trainer._threads[2]._seconds) == {1, 2}
     monkeypatch.setattr("droptune.trainers.size._SMALL", 1)
     trainer = FusedTrainer(make_task(make_data(rows=40)), 2)
     trainer.rehearse(2, 4)
-    assert set(trainer._steps) == {2}
+    assert not trainer._threads
 
 
 def test_members_trained_by_changing_numbers_of_threads_are_the_same(
@@ -103,7 +103,7 @@ def test_members_trained_by_changing_numbers_of_threads_are_the_same(
         monkeypatch.setattr(Threads, "next", lambda self: next(given))
         trainer = FusedTrainer(task, 2)
         trainer.rehearse(2, 4)
-        assert set(trainer._steps) == {1, 2}
+        assert set(trainer._threads[2]._seconds) == {1, 2}
         trainer.begin(3)
         trainer.start(0, Plan.none())
         trainer.start(1, Plan({"1": ("standard", 0.5)}))
@@ -114,3 +114,22 @@ def test_members_trained_by_changing_numbers_of_threads_are_the_same(
 
     one, other = states([2, 2, 2, 2]), states([2, 1, 2, 1])
     assert all(map(torch.equal, one, other))
+
+
+def test_only_steps_that_were_rehearsed_have_a_choice(
+    make_task, make_data, two_threads, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(Threads, "next", lambda self: asked.append(self) or 2)
+    trainer = FusedTrainer(make_task(make_data(rows=40)), 2)
+    trainer.rehearse(2, 4)
+    trainer.begin(3)
+    trainer.start(0, Plan.none())
+    trainer.epoch()
+    assert not asked, "one member trains in a stack of another width"
+    trainer.start(1, Plan({"1": ("standard", 0.5)}))
+    trainer.epoch()
+    assert len(asked) == 1
+    torch.set_num_threads(1)
+    trainer.epoch()
+    assert len(asked) == 1, "the user's setting is another than was rehearsed"

@@ -5,8 +5,11 @@ import threading
 import pytest
 import torch
 
-from droptune.trainers import products
+from droptune.plan import Plan
+from droptune.trainers import FusedTrainer, products
 from droptune.trainers.products import are_fast, fast_products
+from droptune.trainers.program import Program
+from droptune.trainers.scored import KeptOutputs
 
 CPU = torch.device("cpu")
 pays = pytest.mark.skipif(not are_fast(CPU), reason="MKL's are the products of this processor")
@@ -109,3 +112,23 @@ def test_other_processors_and_devices_are_left_alone(monkeypatch):
     monkeypatch.setattr(products, "_is_intels", lambda: False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert not products._pays.__wrapped__()
+
+
+@pays
+def test_only_droptunes_own_products_are_made_so(make_task, make_data, monkeypatch):
+    seen, inside = [], []
+    run, scores = Program.__call__, KeptOutputs.all_scores
+
+    def loss(output, target):
+        seen.append(precision())
+        return torch.nn.functional.cross_entropy(output, target)
+
+    monkeypatch.setattr(
+        KeptOutputs, "all_scores", lambda *args: seen.append(precision()) or scores(*args)
+    )
+    monkeypatch.setattr(Program, "__call__", lambda *a: inside.append(precision()) or run(*a))
+    trainer = FusedTrainer(make_task(make_data(rows=40), loss=loss), 1)
+    trainer.begin(0)
+    trainer.start(0, Plan.none())
+    trainer.epoch()
+    assert set(seen) == {"none"} and set(inside) == {"bf16"}

@@ -112,6 +112,20 @@ def test_what_is_written_through_a_part_does_not_stand():
         torch.testing.assert_close(program(x, rate)[0], function(x, rate)[0])
 
 
+def test_what_is_read_before_it_is_written_does_not_stand():
+    x, rate = example(2)
+
+    def function(x, rate):
+        share = rate * 2
+        before = share * x
+        share.add_(1)
+        return [before + share]
+
+    program = trace(function, [x, rate], [Stands.NOTHING, Stands.VALUE])
+    for _ in range(2):
+        torch.testing.assert_close(program(x, rate)[0], function(x, rate)[0])
+
+
 def test_a_tensor_that_a_model_keeps_is_read_at_each_call():
     (x,), kept = example(1), torch.ones(4)
     program = trace(lambda x: [x + kept.exp()], [x])
